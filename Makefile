@@ -1,0 +1,67 @@
+# The usual jobs. Every target works alone: what it needs is set up first, once.
+
+VENV := .venv
+STAMP := $(VENV)/.setup-complete
+PY := $(VENV)/bin/python
+SETUP_FILES := requirements.txt requirements-dev.txt requirements-detectron2.txt setup.py \
+	tools/setup_env.sh
+
+# The interpreter to build .venv with; only used where .venv has to be made.
+PYTHON ?= python3
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+.PHONY: help setup demo test lint format clean FORCE
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make setup    create .venv with everything needed (about 6 GB, some minutes, once)"
+	@echo "make demo     pretrain, train and evaluate on tree crowns; writes output/demo/"
+	@echo "make test     lint, then the tests that need neither a GPU nor much time"
+	@echo "make lint     ruff check and ruff format --check"
+	@echo "make format   let ruff repair and format the code"
+	@echo "make clean    remove caches and build products (keeps .venv and output)"
+	@echo
+	@echo "make PYTHON=python3.12 TARGET   use that interpreter (3.11 or newer) for .venv"
+	@echo "make test PYTEST_ARGS='-k irpe -n 2'   hand arguments to pytest; demo: DEMO_ARGS"
+
+# The stamp holds the checkout's folder: a .venv that was copied along with a checkout still
+# points to the old one.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+$(STAMP): FORCE
+endif
+
+# A PYTHON given by the user (on the command line or in the environment) must also be the one
+# that .venv was made with; without one, any finished .venv will do.
+ifneq ($(origin PYTHON),file)
+PY_VERSION := import sys; print(sys.version_info[:2])
+ifneq ($(shell $(PY) -c '$(PY_VERSION)' 2>/dev/null),$(shell $(PYTHON) -c '$(PY_VERSION)' 2>/dev/null))
+$(STAMP): FORCE
+endif
+endif
+
+FORCE:
+
+# The script writes the stamp as its last act, so an interrupted set-up is taken up again.
+$(STAMP): $(SETUP_FILES)
+	@bash tools/setup_env.sh
+
+setup: $(STAMP)
+
+demo: $(STAMP)
+	$(PY) projects/tree_crowns/run_demo.py --output output/demo $(DEMO_ARGS)
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+test: lint
+	$(PY) -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+
+format: $(STAMP)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

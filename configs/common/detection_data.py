@@ -1,0 +1,62 @@
+"""Loaders with large-scale jitter (LSJ) at ``data.image_size``, on COCO under its usual names.
+
+``DETECTRON2_DATASETS`` says where COCO lies, as everywhere in detectron2.
+"""
+
+import detectron2.data.transforms as T
+from detectron2.config import LazyCall as L
+from detectron2.data import (
+    DatasetMapper,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.evaluation import COCOEvaluator
+from omegaconf import OmegaConf
+
+from lomar_det.data import build_train_loader
+
+data = OmegaConf.create({"image_size": 1024, "min_scale": 0.1, "max_scale": 2.0})
+
+dataloader = OmegaConf.create()
+
+dataloader.train = L(build_train_loader)(
+    dataset=L(get_detection_dataset_dicts)(names="coco_2017_train"),
+    mapper=L(DatasetMapper)(
+        is_train=True,
+        augmentations=[
+            L(T.ResizeScale)(
+                min_scale="${data.min_scale}",
+                max_scale="${data.max_scale}",
+                target_height="${data.image_size}",
+                target_width="${data.image_size}",
+            ),
+            L(T.FixedSizeCrop)(crop_size=["${data.image_size}", "${data.image_size}"], pad=False),
+            L(T.RandomFlip)(horizontal=True),
+        ],
+        image_format="RGB",
+        use_instance_mask=True,
+        instance_mask_format="polygon",
+        # boxes follow the cropped masks
+        recompute_boxes=True,
+    ),
+    total_batch_size=64,
+    num_workers=8,
+)
+
+dataloader.test = L(build_detection_test_loader)(
+    dataset=L(get_detection_dataset_dicts)(names="coco_2017_val", filter_empty=False),
+    mapper=L(DatasetMapper)(
+        is_train=False,
+        augmentations=[
+            L(T.ResizeShortestEdge)(
+                short_edge_length="${data.image_size}", max_size="${data.image_size}"
+            ),
+        ],
+        image_format="${...train.mapper.image_format}",
+    ),
+    num_workers=4,
+)
+
+dataloader.evaluator = L(COCOEvaluator)(
+    dataset_name="${..test.dataset.names}", max_dets_per_image=None
+)

@@ -1,0 +1,20 @@
+"""Mask R-CNN, LoMaR ViT-B/16, on COCO-format data of your own.
+
+Give the four ``data`` settings, here or on the command line; classes, names, the mask head (off
+where the annotations have boxes only), detections per image and iterations follow from the files.
+Batch 16 at 1024x1024 is meant for four GPUs, or one with ``train.accumulation_steps=4``.
+"""
+
+from ..common.detection_data import data, dataloader
+from ..common.detection_train import optimizer, train
+
+data.train = {"annotations": "???", "images": "???"}
+data.val = {"annotations": "???", "images": "???"}
+data.max_detections = "auto"
+
+dataloader.train.total_batch_size = 16
+optimizer.lr = 5e-5
+train.epochs = 50
+train.eval_period = 1000
+train.checkpointer.period = 1000
+train.output_dir = "output/custom"

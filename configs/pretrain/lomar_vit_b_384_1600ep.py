@@ -1,0 +1,10 @@
+"""LoMaR, ViT-B/16, 384x384, 9 windows, relative positions, 1600 epochs.
+
+The paper's high-resolution recipe: 9/4 of the tokens of 224 with 4 windows, whatever the image.
+"""
+
+from ..common.pretrain import model, train
+
+model.img_size = 384
+model.num_windows = 9
+train.output_dir = "output/pretrain/lomar_vit_b_384_1600ep"

@@ -1,0 +1,13 @@
+"""COCO-format data of one's own: registered, checked, and loaded so that a run can resume."""
+
+from .coco import CocoSummary, read_coco_summary, register_coco
+from .loader import build_train_loader
+from .setup import configure_data
+
+__all__ = [
+    "CocoSummary",
+    "build_train_loader",
+    "configure_data",
+    "read_coco_summary",
+    "register_coco",
+]

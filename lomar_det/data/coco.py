@@ -1,0 +1,151 @@
+"""Reading and registering a COCO-format data set; everything is checked before training starts."""
+
+import json
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CocoSummary:
+    """What training needs to know of an annotation file.
+
+    Attributes:
+        annotations, images: Where the set lies.
+        class_names: In the order of the category ids, which need not be contiguous.
+        num_images: All images; ``num_annotated_images`` of them have at least one non-crowd object.
+        num_instances: Non-crowd objects.
+        max_instances: The most non-crowd objects in one image.
+        has_masks: Every non-crowd object has a segmentation.
+        has_rle: At least one non-crowd segmentation is a run-length encoding.
+    """
+
+    annotations: Path
+    images: Path
+    category_ids: tuple[int, ...]
+    class_names: tuple[str, ...]
+    num_images: int
+    num_annotated_images: int
+    num_instances: int
+    max_instances: int
+    has_masks: bool
+    has_rle: bool
+
+    def __str__(self) -> str:
+        return (
+            f"{self.annotations}: {self.num_images} images ({self.num_annotated_images} with "
+            f"objects), {self.num_instances} objects of {len(self.class_names)} classes, "
+            f"{'boxes and masks' if self.has_masks else 'boxes only'}"
+        )
+
+
+def read_coco_summary(annotations: str | Path, images: str | Path) -> CocoSummary:
+    """Reads a COCO annotation file and checks that the pictures it names are there.
+
+    Raises:
+        UserError: a file or folder is missing, the JSON is not in COCO format, or it names
+            pictures that do not exist; the message names them and the remedy.
+    """
+    annotations, images = Path(annotations), Path(images)
+    data = _read_json(annotations)
+    if not images.is_dir():
+        raise UserError(f"the image folder {images} does not exist; set data.*.images to it")
+    _check_images(data, annotations, images)
+    categories = sorted(data["categories"], key=lambda category: category["id"])
+    objects = [a for a in data["annotations"] if not a.get("iscrowd", 0)]
+    _check_references(data, objects, annotations)
+    per_image = Counter(a["image_id"] for a in objects)
+    segmentations = [a.get("segmentation") for a in objects]
+    return CocoSummary(
+        annotations=annotations,
+        images=images,
+        category_ids=tuple(category["id"] for category in categories),
+        class_names=tuple(str(category["name"]) for category in categories),
+        num_images=len(data["images"]),
+        num_annotated_images=len(per_image),
+        num_instances=len(objects),
+        max_instances=max(per_image.values(), default=0),
+        has_masks=bool(objects) and all(segmentations),
+        has_rle=any(isinstance(s, dict) for s in segmentations),
+    )
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"the annotation file {path} does not exist; set data.*.annotations to it"
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"the annotation file {path} is not readable JSON: {error}") from None
+    required = {
+        "images": ("id", "file_name", "width", "height"),
+        "annotations": ("id", "image_id", "category_id", "bbox"),
+        "categories": ("id", "name"),
+    }
+    for section, keys in required.items():
+        if not isinstance(data, dict) or not isinstance(data.get(section), list):
+            raise UserError(f"{path} is not in COCO instance format: it has no list {section!r}")
+        for number, entry in enumerate(data[section]):
+            missing = [k for k in keys if not isinstance(entry, dict) or k not in entry]
+            if missing:
+                raise UserError(
+                    f"{path}: entry {number} of {section!r} has no {missing[0]!r}; COCO instance "
+                    f"format needs {', '.join(keys)} there"
+                )
+    if not data["categories"] or not data["images"]:
+        raise UserError(f"{path} lists no {'images' if data['categories'] else 'categories'}")
+    return data
+
+
+def _check_images(data: dict, annotations: Path, images: Path) -> None:
+    missing = [i["file_name"] for i in data["images"] if not (images / i["file_name"]).is_file()]
+    if missing:
+        raise UserError(
+            f"{annotations} names {len(missing)} of {len(data['images'])} pictures that are not in "
+            f"{images}, first {missing[0]!r}; put them there, or set data.*.images to their folder"
+        )
+
+
+def _check_references(data: dict, objects: list[dict], annotations: Path) -> None:
+    image_ids = {image["id"] for image in data["images"]}
+    category_ids = {category["id"] for category in data["categories"]}
+    ids = Counter(a["id"] for a in data["annotations"])
+    problems = {
+        "an unknown image_id": [a for a in objects if a["image_id"] not in image_ids],
+        "an unknown category_id": [a for a in objects if a["category_id"] not in category_ids],
+        "an id that another one has": [a for a in objects if ids[a["id"]] > 1],
+    }
+    for what, bad in problems.items():
+        if bad:
+            raise UserError(
+                f"{annotations}: {len(bad)} annotations have {what}, first the one with id "
+                f"{bad[0]['id']}; correct or remove them"
+            )
+
+
+def register_coco(name: str, annotations: str | Path, images: str | Path) -> CocoSummary:
+    """Checks a COCO-format set and registers it in detectron2's catalogs under ``name``.
+
+    Registering the same name again replaces it, so that notebooks can be re-run.
+
+    Raises:
+        UserError: see `read_coco_summary`.
+    """
+    summary = read_coco_summary(annotations, images)
+    if name in DatasetCatalog.list():
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    register_coco_instances(name, {}, str(annotations), str(images))
+    MetadataCatalog.get(name).thing_classes = list(summary.class_names)
+    logger.info("%s = %s", name, summary)
+    return summary

@@ -1,0 +1,106 @@
+"""From ``data.{train,val}.{annotations,images}`` to a config that is ready to train."""
+
+import logging
+import math
+
+from omegaconf import DictConfig, OmegaConf
+
+from ..errors import UserError
+from .coco import CocoSummary, register_coco
+
+logger = logging.getLogger(__name__)
+
+
+def configure_data(cfg: DictConfig, training: bool = True) -> None:
+    """Registers the user's data and makes everything that depends on it follow, in place.
+
+    Sets the names in ``dataloader``, the number of classes of all heads, the mask head (off, with a
+    log line, where the annotations have boxes only), the mask format, the detections kept per
+    image, and ``train.max_iter`` from ``train.epochs``. A config without ``data.val`` (COCO under
+    its registered names) stays as it is.
+
+    Args:
+        cfg: A LazyConfig of `configs/custom` or `configs/coco`, overrides applied.
+        training: False for evaluation, which needs the ``val`` part only.
+
+    Raises:
+        UserError: a setting is missing, or see `read_coco_summary`.
+    """
+    if "val" not in cfg.get("data", {}):
+        return
+    val = _register(cfg, "val")
+    train = val
+    if training:
+        train = _register(cfg, "train")
+        _check_same_categories(train, val)
+    heads = cfg.model.roi_heads
+    heads.num_classes = len(train.class_names)
+    _configure_masks(cfg, train, val)
+    _configure_max_detections(cfg, max(train.max_instances, val.max_instances))
+    if training:
+        if not train.num_instances:
+            raise UserError(f"{train.annotations} has no objects to learn from")
+        _configure_iterations(cfg, train.num_annotated_images)
+
+
+def _register(cfg: DictConfig, split: str) -> CocoSummary:
+    part = cfg.data[split]
+    for key in ("annotations", "images"):
+        if OmegaConf.is_missing(part, key) or not part[key]:
+            what = "COCO-format JSON file" if key == "annotations" else "folder of its pictures"
+            raise UserError(f"data.{split}.{key} is not set: give the {what}")
+    name = f"custom_{split}"
+    summary = register_coco(name, part.annotations, part.images)
+    loader = cfg.dataloader.train if split == "train" else cfg.dataloader.test
+    loader.dataset.names = name
+    return summary
+
+
+def _check_same_categories(train: CocoSummary, val: CocoSummary) -> None:
+    if (train.category_ids, train.class_names) != (val.category_ids, val.class_names):
+        raise UserError(
+            f"{train.annotations} and {val.annotations} list different categories "
+            f"({len(train.class_names)} and {len(val.class_names)}): ids and names must be the same"
+        )
+
+
+def _configure_masks(cfg: DictConfig, train: CocoSummary, val: CocoSummary) -> None:
+    heads, mapper = cfg.model.roi_heads, cfg.dataloader.train.mapper
+    if heads.get("mask_head") is None:
+        return
+    if not train.has_masks:
+        logger.info("%s has boxes only: the mask head is off", train.annotations)
+        heads.mask_in_features = heads.mask_pooler = heads.mask_head = None
+        mapper.use_instance_mask = mapper.recompute_boxes = False
+        return
+    if not val.has_masks:
+        raise UserError(
+            f"{train.annotations} has masks but {val.annotations} has not: give both masks, or "
+            "train on boxes only with model.roi_heads.mask_head=null"
+        )
+    if train.has_rle:
+        mapper.instance_mask_format = "bitmask"
+
+
+def _configure_max_detections(cfg: DictConfig, max_instances: int) -> None:
+    """Crowded pictures need more than COCO's 100 detections, in the model and in the metrics."""
+    if cfg.data.get("max_detections", "auto") == "auto":
+        cfg.data.max_detections = max(100, math.ceil(max_instances / 100) * 100)
+    limit = cfg.data.max_detections
+    if limit != 100:
+        logger.info("Up to %d objects in a picture: keeping %d detections", max_instances, limit)
+    cfg.model.roi_heads.box_predictor.test_topk_per_image = limit
+    cfg.dataloader.evaluator.max_dets_per_image = limit
+
+
+def _configure_iterations(cfg: DictConfig, num_images: int) -> None:
+    epochs, batch = cfg.train.get("epochs"), cfg.dataloader.train.total_batch_size
+    if epochs:
+        cfg.train.max_iter = max(1, math.ceil(epochs * num_images / batch))
+        logger.info(
+            "%g epochs x %d images with objects / batch %d = %d iterations",
+            epochs,
+            num_images,
+            batch,
+            cfg.train.max_iter,
+        )

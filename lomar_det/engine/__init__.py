@@ -1,0 +1,25 @@
+"""What both stages add to detectron2's trainer."""
+
+from .checkpointer import Checkpointer, load_plain, save_atomically
+from .hooks import SeedEachStep, StopOnSignal, Throughput
+from .launch import add_run_arguments, pick_device, run_tool
+from .precision import autocast, resolve_precision
+from .schedules import step_schedule, warmup_cosine_schedule
+from .trainer import Trainer
+
+__all__ = [
+    "Checkpointer",
+    "SeedEachStep",
+    "StopOnSignal",
+    "Throughput",
+    "Trainer",
+    "add_run_arguments",
+    "autocast",
+    "load_plain",
+    "pick_device",
+    "resolve_precision",
+    "run_tool",
+    "save_atomically",
+    "step_schedule",
+    "warmup_cosine_schedule",
+]

@@ -1,0 +1,85 @@
+"""Checkpoints that a crash cannot damage, and that load without unpickling anything but data."""
+
+import argparse
+import logging
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils.file_io import PathManager
+
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def save_atomically(data: Any, path: str | Path) -> None:
+    """Writes to a temporary name, flushes to disk, renames: the old file stays until then."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(data, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} could not be written ({error}); earlier checkpoints are untouched. Free disk "
+            "space or fix the permissions, then continue with --resume"
+        ) from error
+
+
+def load_plain(path: str | Path) -> Any:
+    """`torch.load` for tensors and plain data only, plus the argparse.Namespace of official files.
+
+    Raises:
+        UserError: the file is missing, damaged, or contains anything that would need unpickling.
+    """
+    path = PathManager.get_local_path(str(path))
+    if not os.path.isfile(path):
+        raise UserError(f"the checkpoint {path} does not exist")
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is refused: it is not a checkpoint of tensors and plain data, or it is "
+            f"damaged ({str(error).splitlines()[0]})"
+        ) from None
+    except Exception as error:  # zip, EOF, safetensors header errors, ...
+        raise UserError(
+            f"{path} cannot be read as a checkpoint, it may be damaged or cut off "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+        ) from None
+
+
+class Checkpointer(DetectionCheckpointer):
+    """detectron2's checkpointer with atomic writes and `load_plain`."""
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict()}
+        data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
+        path = Path(self.save_dir, f"{name}.pth")
+        logger.info("Saving checkpoint to %s", path)
+        save_atomically(data | kwargs, path)
+        self.tag_last_checkpoint(path.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        tag = Path(self.save_dir, "last_checkpoint")
+        temporary = tag.with_name("last_checkpoint.tmp")
+        temporary.write_text(last_filename_basename)
+        os.replace(temporary, tag)
+
+    def _torch_load(self, path: str) -> Any:
+        return load_plain(path)

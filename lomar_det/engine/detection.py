@@ -1,0 +1,140 @@
+"""Training and evaluating a detector from a LazyConfig: what `tools/train_net.py` runs."""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.engine import create_ddp_model, default_setup, default_writers, hooks
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from ..checkpoint import load_weights
+from ..data import configure_data
+from ..errors import UserError
+from ..stream import seed_everything
+from .checkpointer import Checkpointer
+from .config import load_config
+from .hooks import SeedEachStep, StopOnSignal, Throughput
+from .launch import pick_device
+from .precision import autocast, resolve_precision
+from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def main(args: argparse.Namespace) -> dict:
+    """Trains or, with ``--eval-only``, evaluates; returns the last COCO results.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    device = pick_device(cfg.train.device)
+    cfg.train.device = str(device)
+    default_setup(cfg, args)
+    # The data is looked at after the loggers exist, so that what it decides is on record.
+    configure_data(cfg, training=not args.eval_only)
+    if comm.is_main_process():
+        LazyConfig.save(cfg, str(Path(cfg.train.output_dir, "config.yaml")))
+    seed_everything(cfg.train.seed)
+    model = instantiate(cfg.model).to(device)
+    if args.eval_only:
+        return _evaluate_checkpoint(cfg, model)
+    return train(cfg, model, device, args.resume)
+
+
+def _evaluate_checkpoint(cfg: DictConfig, model: nn.Module) -> dict:
+    if not cfg.train.init_checkpoint:
+        raise UserError("--eval-only needs weights: train.init_checkpoint=FILE")
+    report = load_weights(model, cfg.train.init_checkpoint)
+    missing = [name for name in report.initialised if not name.startswith("pixel_")]
+    if missing:
+        raise UserError(
+            f"{cfg.train.init_checkpoint} is not a checkpoint of the whole detector: "
+            f"{len(missing)} tensors are missing, first {missing[0]}"
+        )
+    return evaluate(cfg, model)
+
+
+def evaluate(cfg: DictConfig, model: nn.Module) -> dict:
+    """COCO metrics on ``cfg.dataloader.test``: printed, and written to ``metrics_test.json``."""
+    device = torch.device(cfg.train.device)
+    output_dir = str(Path(cfg.train.output_dir, "inference"))
+    evaluator = instantiate(cfg.dataloader.evaluator, output_dir=output_dir)
+    with autocast(device, resolve_precision(cfg.train.precision, device)):
+        results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
+    if comm.is_main_process():
+        print_csv_format(results)
+        path = Path(cfg.train.output_dir, "metrics_test.json")
+        path.write_text(json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool) -> dict:
+    """The training run of a config; returns the COCO results of the last evaluation."""
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    ddp_options = OmegaConf.to_container(cfg.train.ddp)
+    if device.type == "cpu":
+        ddp_options["device_ids"] = None
+    model = create_ddp_model(model, **ddp_options)
+    checkpointer = Checkpointer(model, cfg.train.output_dir)
+    trainer = Trainer(
+        model,
+        data_loader=None,
+        optimizer=optimizer,
+        device=device,
+        dtype=resolve_precision(cfg.train.precision, device),
+        accumulation_steps=cfg.train.accumulation_steps,
+        clip_grad_norm=cfg.train.clip_grad_norm,
+    )
+    checkpointer.add_checkpointable("trainer", trainer)
+    trainer.register_hooks(_hooks(cfg, model, trainer, checkpointer))
+
+    start_iter = 0
+    if resume and checkpointer.has_checkpoint():
+        checkpointer.load(checkpointer.get_checkpoint_file())
+        start_iter = trainer.iter + 1
+    elif cfg.train.init_checkpoint:
+        load_weights(getattr(model, "module", model), cfg.train.init_checkpoint)
+    else:
+        logger.warning("train.init_checkpoint is empty: training from random weights")
+    trainer.data_loader = instantiate(
+        cfg.dataloader.train,
+        seed=cfg.train.seed,
+        start_iter=start_iter,
+        accumulation_steps=cfg.train.accumulation_steps,
+    )
+    trainer.train(start_iter, cfg.train.max_iter)
+    return getattr(trainer, "_last_eval_results", {})
+
+
+def _hooks(cfg: DictConfig, model: nn.Module, trainer: Trainer, checkpointer) -> list:
+    settings, is_main = cfg.train, comm.is_main_process()
+    # Last in the list what reads the results of the others; StopOnSignal after the writers.
+    return [
+        SeedEachStep(settings.seed),
+        hooks.IterationTimer(),
+        Throughput(cfg.dataloader.train.total_batch_size),
+        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+        hooks.PeriodicCheckpointer(
+            checkpointer,
+            period=settings.checkpointer.period,
+            max_to_keep=settings.checkpointer.max_to_keep,
+            file_prefix="model",
+        )
+        if is_main
+        else None,
+        hooks.EvalHook(settings.eval_period, lambda: evaluate(cfg, model)),
+        hooks.PeriodicWriter(
+            default_writers(settings.output_dir, settings.max_iter), period=settings.log_period
+        )
+        if is_main
+        else None,
+        StopOnSignal(checkpointer),
+    ]

@@ -1,0 +1,88 @@
+"""Hooks for detectron2's trainer that both stages use."""
+
+import logging
+import signal
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+from ..stream import get_rank, mix_seed, seed_everything
+
+logger = logging.getLogger(__name__)
+
+
+class SeedEachStep(HookBase):
+    """Step i draws from a generator seeded with (seed, i, rank).
+
+    So a resumed run needs no generator states: windows, proposals and stochastic depth of a step
+    are the same wherever the run was started.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def before_step(self) -> None:
+        seed_everything(mix_seed(self.seed, self.trainer.iter, get_rank()))
+
+
+class Throughput(HookBase):
+    """Images per second of the whole run, as the metric ``img_per_s``."""
+
+    def __init__(self, total_batch_size: int):
+        self.total_batch_size = total_batch_size
+
+    def after_step(self) -> None:
+        history = self.trainer.storage.histories().get("time")  # written by IterationTimer
+        if history is not None:
+            speed = self.total_batch_size / max(history.latest(), 1e-9)
+            self.trainer.storage.put_scalar("img_per_s", speed)
+
+
+class StopOnSignal(HookBase):
+    """SIGTERM, SIGUSR1 and Ctrl-C write a checkpoint after the current step and end the run.
+
+    The exit code is 128 plus the signal's number (143, 138, 130). A second Ctrl-C ends at once.
+    """
+
+    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def __init__(self, checkpointer):
+        self.checkpointer = checkpointer
+        self.received: int | None = None
+        self._previous = {}
+
+    def before_train(self) -> None:
+        for number in self.signals:
+            self._previous[number] = signal.signal(number, self._receive)
+
+    def after_train(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _receive(self, number: int, _frame) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+        logger.warning(
+            "%s received: saving a checkpoint after this step", signal.Signals(number).name
+        )
+
+    def after_step(self) -> None:
+        number = self._agreed_signal()
+        if number is None:
+            return
+        done = self.trainer.iter + 1
+        if done < self.trainer.max_iter:
+            self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+            logger.warning("Stopped after iteration %d; continue with --resume", done)
+            raise SystemExit(128 + number)
+
+    def _agreed_signal(self) -> int | None:
+        """The signal that any process received; processes compare notes every ten steps."""
+        if comm.get_world_size() == 1:
+            return self.received
+        if self.trainer.iter % 10:
+            return None
+        received = [number for number in comm.all_gather(self.received) if number is not None]
+        return received[0] if received else None

@@ -1,0 +1,89 @@
+"""What every tool does around its work: arguments, devices, processes, one-line errors."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+import torch
+from detectron2.engine import launch
+from detectron2.utils import comm
+
+from ..errors import UserError
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """detectron2's usual options, for tools that train."""
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="a LazyConfig (.py)")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine")
+    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--machine-rank", type=int, default=0)
+    parser.add_argument("--dist-url", default="auto", help="for several machines: tcp://HOST:PORT")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="key=value", help="override config settings"
+    )
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """``auto`` is this process's GPU where there is one, else the CPU.
+
+    Raises:
+        UserError: a GPU was asked for and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"train.device={name}, but torch sees no GPU; use train.device=cpu")
+    return device
+
+
+def run_tool(main: Callable, args: argparse.Namespace) -> None:
+    """Runs ``main(args)`` in one or several processes.
+
+    Under torchrun (``RANK`` and ``WORLD_SIZE`` are set) this process is one of the group;
+    otherwise ``--num-gpus`` processes are started. A `UserError` becomes one line and exit code 2,
+    Ctrl-C exit code 130.
+    """
+    try:
+        if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            _join_torchrun()
+            main(args)
+        elif args.num_gpus * args.num_machines > 1:
+            url = args.dist_url
+            launch(_guarded, args.num_gpus, args.num_machines, args.machine_rank, url, (main, args))
+        else:
+            main(args)
+    except UserError as error:
+        sys.exit(report_error(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def report_error(error: UserError) -> int:
+    """Prints a user's error as one line; set LOMAR_DEBUG=1 to see where it came from."""
+    if os.environ.get("LOMAR_DEBUG"):
+        raise error
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def _guarded(main: Callable, args: argparse.Namespace) -> None:
+    """In a started process: all of them meet the same user error, one of them prints it."""
+    try:
+        main(args)
+    except UserError as error:
+        if comm.is_main_process():
+            report_error(error)
+        sys.exit(2)
+
+
+def _join_torchrun() -> None:
+    local_rank = int(os.environ["LOCAL_RANK"])
+    use_cuda = torch.cuda.is_available()
+    if use_cuda:
+        torch.cuda.set_device(local_rank)
+    torch.distributed.init_process_group("nccl" if use_cuda else "gloo")
+    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))

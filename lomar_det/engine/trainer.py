@@ -1,0 +1,89 @@
+"""detectron2's trainer with mixed precision on any device and gradient accumulation."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2.engine import SimpleTrainer
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .precision import autocast
+
+
+class Trainer(SimpleTrainer):
+    """One optimizer step per iteration, from one or several forward passes.
+
+    Args:
+        model: The model, or its DistributedDataParallel wrapper.
+        data_loader: Endless iterable of batches.
+        optimizer: Any torch optimizer.
+        compute_losses: ``(model, batch) -> {name: scalar loss}``; calls the model by default.
+        device: Where autocast applies.
+        dtype: float32, bfloat16, or float16 (with loss scaling).
+        accumulation_steps: Forward passes per optimizer step; their gradients are averaged.
+        clip_grad_norm: Maximum norm of all gradients; None or 0 for no limit.
+        gather_metric_period: Read the losses from the device every so many iterations.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader,
+        optimizer: torch.optim.Optimizer,
+        compute_losses: Callable[[nn.Module, Any], dict[str, Tensor]] | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        accumulation_steps: int = 1,
+        clip_grad_norm: float | None = None,
+        gather_metric_period: int = 1,
+    ):
+        super().__init__(model, data_loader, optimizer, gather_metric_period)
+        self.compute_losses = compute_losses or (lambda model, batch: model(batch))
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.accumulation_steps = accumulation_steps
+        self.clip_grad_norm = clip_grad_norm
+        self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
+
+    def run_step(self) -> None:
+        self.optimizer.zero_grad()
+        data_time, totals = 0.0, {}
+        for step in range(self.accumulation_steps):
+            start = time.perf_counter()
+            batch = next(self._data_loader_iter)
+            data_time += time.perf_counter() - start
+            with self._no_sync_before_last(step):
+                with autocast(self.device, self.dtype):
+                    losses = self.compute_losses(self.model, batch)
+                total = sum(losses.values()) / self.accumulation_steps
+                self.grad_scaler.scale(total).backward()
+            for name, loss in losses.items():
+                totals[name] = totals.get(name, 0) + loss.detach() / self.accumulation_steps
+        self.after_backward()
+        if self.clip_grad_norm:
+            self.grad_scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
+        # Before the optimizer step: a non-finite loss raises here and spoils no weights.
+        self._write_metrics(totals, data_time)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+
+    def after_train(self) -> None:
+        super().after_train()
+        self._data_loader_iter_obj = None  # ends the loader's workers now, not at interpreter exit
+
+    def _no_sync_before_last(self, step: int):
+        is_ddp = isinstance(self.model, DistributedDataParallel)
+        if is_ddp and step < self.accumulation_steps - 1:
+            return self.model.no_sync()
+        return contextlib.nullcontext()
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"grad_scaler": self.grad_scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

@@ -1,0 +1,48 @@
+"""Pure PyTorch building blocks: importable without detectron2."""
+
+from .attention import Attention
+from .block import Block
+from .embed import (
+    PatchEmbed,
+    grid_size,
+    patchify,
+    resize_pos_embed,
+    sincos_pos_embed,
+    to_pair,
+    unpatchify,
+)
+from .init import init_patch_embed, init_vit_weights
+from .irpe import (
+    CLS_BUCKET,
+    IRPE,
+    NUM_BUCKETS,
+    NUM_SPATIAL_BUCKETS,
+    TokenGrid,
+    bucket_table,
+    piecewise_index,
+    subset_buckets,
+)
+from .rpe_attention import rpe_attention
+
+__all__ = [
+    "CLS_BUCKET",
+    "IRPE",
+    "NUM_BUCKETS",
+    "NUM_SPATIAL_BUCKETS",
+    "Attention",
+    "Block",
+    "PatchEmbed",
+    "TokenGrid",
+    "bucket_table",
+    "grid_size",
+    "init_patch_embed",
+    "init_vit_weights",
+    "patchify",
+    "piecewise_index",
+    "resize_pos_embed",
+    "rpe_attention",
+    "sincos_pos_embed",
+    "subset_buckets",
+    "to_pair",
+    "unpatchify",
+]

@@ -1,0 +1,361 @@
+"""Fused iRPE attention: exact, linear in memory, deterministic, forward and backward, by Triton.
+
+Two sets of kernels: `_triton_window` for windows of up to 64 tokens, each done by one program, and
+`_triton_grid` for larger grids, with `_triton_cls` for their class token. Both are registered as
+custom operators, so that torch.compile has no graph break and activation checkpointing, autocast
+and DistributedDataParallel work as with any operator.
+
+`indexed_rpe_attention` in `rpe_attention.py` is the slow literal twin.
+
+Shapes: B batch (or windows), h heads, N tokens, D head_dim, H x W patch grid, K buckets, XP x YP
+the grid with sides padded to whole tiles.
+"""
+
+import contextlib
+import os
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ._triton_cls import cls_backward, cls_forward
+from ._triton_grid import grid_backward_kv, grid_backward_q, grid_forward
+from ._triton_window import window_backward, window_forward, window_tables
+from .irpe import NUM_SIDE_BUCKETS, TokenGrid, piecewise_index
+
+MAX_WINDOW_TOKENS = 64
+LOG2E = 1.4426950408889634
+_INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it at import as well
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+# Launch settings, the fastest of those tried on an H100.
+_WINDOW_FORWARD = {"num_warps": 4, "num_stages": 2}
+_WINDOW_BACKWARD = {"num_warps": 4, "num_stages": 1}
+_WINDOW_PROGRAMS = [8, 3]  # per multiprocessor, forward and backward
+_GRID_FORWARD = {"num_stages": 3}
+_GRID_BACKWARD_Q = {"num_warps": 4, "num_stages": 3}
+_GRID_BACKWARD_KV = {"num_warps": 4, "num_stages": 3}
+
+
+def why_unsupported(q: Tensor, grid: TokenGrid) -> str | None:
+    """The reason why `fused_rpe_attention` cannot serve these tensors, or None."""
+    if q.dtype not in _DTYPES:
+        return f"the fused kernel has no {q.dtype}"
+    if not 16 <= q.shape[-1] <= 128:
+        return f"the fused kernel serves head_dim 16 to 128, not {q.shape[-1]}"
+    if _INTERPRET:
+        if q.dtype == torch.bfloat16:
+            return "Triton's interpreter has no bfloat16"
+    elif not q.is_cuda:
+        return f"the fused kernel needs CUDA, the tensors are on {q.device.type}"
+    elif _capability(q.device)[0] < 8:
+        return "the fused kernel needs compute capability 8.0 or newer"
+    return None
+
+
+def fused_rpe_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: TokenGrid) -> Tensor:
+    """Attention over a grid of tokens with iRPE on keys; see `rpe_attention` for the formula.
+
+    Differentiable once, with respect to all four tensors. Views of one (B, N, 3, h, D) projection
+    are read where they lie.
+
+    Args:
+        q, k, v: (B, h, N, D), N = ``grid.num_tokens``, D 16 to 128; bfloat16, float16 or float32.
+        table: (D, K), K = 49, or 50 if the grid has a class token; any floating-point type.
+        grid: Shape of the token grid.
+
+    Returns:
+        (B, h, N, D), laid out in memory as (B, N, h, D), so that merging the heads is free.
+
+    Raises:
+        ValueError: for these tensors `why_unsupported` has a reason.
+    """
+    if torch.is_autocast_enabled(q.device.type):
+        dtype = torch.get_autocast_dtype(q.device.type)
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    reason = why_unsupported(q, grid)
+    if reason is not None:
+        raise ValueError(f"{reason}; use attention backend 'matmul' or 'eager'")
+    height, width, cls_token = grid
+    if grid.num_tokens <= MAX_WINDOW_TOKENS:
+        return torch.ops.lomar_det.irpe_window(q, k, v, table, height, width, cls_token)
+    return torch.ops.lomar_det.irpe_grid(q, k, v, table, height, width, cls_token)[0]
+
+
+@lru_cache(maxsize=16)
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@lru_cache(maxsize=16)
+def _num_processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _on_device(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Triton launches on the current device, which need not be the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def _same_layout(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The kernels take one set of strides for all three, as views of one projection have."""
+    strides = q.stride()
+    if strides[-1] == 1 and strides == k.stride() == v.stride():
+        return q, k, v
+    return q.contiguous(), k.contiguous(), v.contiguous()
+
+
+def _rows_like(dout: Tensor) -> Tensor:
+    """The gradient in the layout in which the output was returned: (B, N, h, D) in memory."""
+    return dout.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _empty_rows(q: Tensor) -> Tensor:
+    """(B, h, N, D), laid out in memory as (B, N, h, D)."""
+    B, h, N, D = q.shape
+    return q.new_empty(B, N, h, D).transpose(1, 2)
+
+
+# ------------------------------------------------------------------ windows of up to 64 tokens
+
+
+def _window_meta(q: Tensor, table: Tensor) -> dict:
+    D = q.shape[3]
+    BN = max(16, triton.next_power_of_2(q.shape[2]))
+    return {"K": table.shape[1], "D": D, "BD": triton.next_power_of_2(D), "BN": BN}
+
+
+def _irpe_window(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, height: int, width: int, cls_token: bool
+) -> Tensor:
+    q, k, v = _same_layout(q, k, v)
+    B, h, N, D = q.shape
+    out = _empty_rows(q)
+    meta = _window_meta(q, table)
+    buckets, _, _ = window_tables(TokenGrid(height, width, cls_token), meta["BN"], q.device, q.dtype)
+    programs = min(B * h, _WINDOW_PROGRAMS[0] * _num_processors(q.device))
+    with _on_device(q):
+        window_forward[(programs,)](
+            q, k, v, table.contiguous(), buckets, out, *q.stride()[:3], h, B * h, N, D**-0.5,
+            **meta, **_WINDOW_FORWARD,
+        )  # fmt: skip
+    return out
+
+
+def _irpe_window_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, table: Tensor, height: int, width: int,
+    cls_token: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    q, k, v = _same_layout(q, k, v)
+    B, h, N, D = q.shape
+    dq, dk, dv = _empty_rows(q), _empty_rows(q), _empty_rows(q)
+    meta = _window_meta(q, table)
+    tables = window_tables(TokenGrid(height, width, cls_token), meta["BN"], q.device, q.dtype)
+    programs = min(B * h, _WINDOW_PROGRAMS[1] * _num_processors(q.device))
+    dtable = q.new_empty(programs, *table.shape, dtype=torch.float32)
+    with _on_device(q):
+        window_backward[(programs,)](
+            q, k, v, table.contiguous(), *tables, _rows_like(dout), dq, dk, dv, dtable,
+            *q.stride()[:3], h, B * h, N, D**-0.5, **meta, **_WINDOW_BACKWARD,
+        )  # fmt: skip
+    return dq, dk, dv, dtable.sum(0).to(table.dtype)
+
+
+# ------------------------------------------------------------------------------ larger grids
+
+
+class _Tiles(NamedTuple):
+    """How a grid is cut; see `_triton_grid`."""
+
+    BY: int  # rows per chunk of a column
+    BX: int  # columns per chunk of a row
+    YP: int
+    slots: int  # per-query numbers of one head: XP * YP, then some for the class token
+    columns: int  # per query tile of the forward pass
+    backward_columns: int  # per query tile of the backward pass
+    rows: int  # per key tile of the backward pass
+
+
+def _chunk(side: int, largest: int) -> int:
+    """Tokens per tile along a side: small padding, but not too small a tile."""
+    sizes = [size for size in (64, 32, 16) if size <= largest]
+    return min(sizes, key=lambda size: triton.cdiv(side, size) * (size + 4))
+
+
+@lru_cache(maxsize=256)
+def _tiles(height: int, width: int, cls_token: bool, head_dim: int, dtype: torch.dtype) -> _Tiles:
+    largest = 32 if dtype == torch.float32 else 64  # float32 has no tensor cores: mind registers
+    BY, BX = _chunk(height, largest), _chunk(width, largest)
+    YP = triton.cdiv(height, BY) * BY
+    slots = triton.cdiv(width, 4) * 4 * YP + 16 * cls_token  # 16 keeps every head aligned
+    queries = 128 if dtype != torch.float32 else 64
+    columns = min(4, queries // BY)
+    return _Tiles(BY, BX, YP, slots, columns, min(4, 64 // BY), min(4, 64 // BX))
+
+
+def _block(side: int) -> int:
+    return max(16, 8 * side)
+
+
+@lru_cache(maxsize=64)
+def _one_hot_distances(reach: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(2 * reach + 1, 8): one-hot 1-D bucket of the distances -reach .. reach."""
+    offset = NUM_SIDE_BUCKETS // 2
+    buckets = torch.tensor([piecewise_index(d) + offset for d in range(-reach, reach + 1)])
+    return torch.nn.functional.one_hot(buckets, 8).to(dtype).to(device)
+
+
+def _query_meta(tiles: _Tiles, q: Tensor, table: Tensor, grid: TokenGrid, columns: int) -> dict:
+    D = q.shape[3]
+    return {
+        "K": table.shape[1],
+        "D": D,
+        "BD": triton.next_power_of_2(D),
+        "CLS": int(grid.cls_token),
+        "QC": columns,
+        "BY": tiles.BY,
+        "BX": tiles.BX,
+        "BK": _block(columns),
+        "X_CHUNKS": triton.cdiv(grid.width, tiles.BX),
+        "EVEN_X": grid.width % tiles.BX == 0,
+    }
+
+
+def _irpe_grid(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, height: int, width: int, cls_token: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = _same_layout(q, k, v)
+    B, h, N, D = q.shape
+    grid = TokenGrid(height, width, cls_token)
+    tiles = _tiles(height, width, cls_token, D, q.dtype)
+    out, lookup, lse = _grid_outputs(q, tiles)
+    meta = _query_meta(tiles, q, table, grid, tiles.columns)
+    programs = B * h * triton.cdiv(width, tiles.columns) * (tiles.YP // tiles.BY)
+    scale = LOG2E * D**-0.5
+    with _on_device(q):
+        grid_forward[(programs,)](
+            q, k, v, table.contiguous(), out, lookup, lse,
+            *q.stride()[:3], h, height, width, tiles.YP, tiles.slots, scale, D**0.5,
+            **meta, num_warps=8 if tiles.columns * tiles.BY > 64 else 4, **_GRID_FORWARD,
+        )  # fmt: skip
+        if cls_token:
+            cls_forward[(B * h,)](
+                q, k, v, out, lse, *q.stride()[:3], h, N, tiles.slots, scale,
+                D=D, BD=triton.next_power_of_2(D), BT=32, num_warps=4,
+            )  # fmt: skip
+    return out, lookup, lse
+
+
+def _grid_outputs(q: Tensor, tiles: _Tiles) -> tuple[Tensor, Tensor, Tensor]:
+    heads = q.shape[0] * q.shape[1]
+    lookup = q.new_empty(heads, tiles.slots, 64)
+    return _empty_rows(q), lookup, q.new_empty(heads, tiles.slots, dtype=torch.float32)
+
+
+def _irpe_grid_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, table: Tensor, out: Tensor, lookup: Tensor,
+    lse: Tensor, height: int, width: int, cls_token: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    q, k, v = _same_layout(q, k, v)
+    dout = _rows_like(dout)
+    B, h, N, D = q.shape
+    grid = TokenGrid(height, width, cls_token)
+    tiles = _tiles(height, width, cls_token, D, q.dtype)
+    meta = _query_meta(tiles, q, table, grid, tiles.backward_columns)
+    dq, dk, dv = _empty_rows(q), _empty_rows(q), _empty_rows(q)
+    dlookup, delta = torch.empty_like(lookup), torch.empty_like(lse)
+    tiles_per_head = triton.cdiv(width, tiles.backward_columns) * (tiles.YP // tiles.BY)
+    programs = B * h * tiles_per_head
+    dtable = lse.new_empty(programs, *table.shape)
+    dcls = lse.new_empty(programs if cls_token else 0, 2, D)
+    strides = q.stride()[:3]
+    scale = LOG2E * D**-0.5
+    one_hot = _one_hot_distances(meta["X_CHUNKS"] * tiles.BX, q.device, q.dtype)
+    with _on_device(q):
+        grid_backward_q[(programs,)](
+            q, k, v, table.contiguous(), out, lookup, lse, dout, dq, dlookup, delta, dtable, dcls,
+            *strides, h, height, width, tiles.YP, tiles.slots, scale, D**0.5,
+            **meta, **_GRID_BACKWARD_Q,
+        )  # fmt: skip
+        if cls_token:
+            cls_backward[(B * h,)](
+                q, k, v, out, lse, dout, delta, dcls, dq, dk, dv,
+                *strides, h, N, tiles.slots, tiles_per_head, scale,
+                D=D, BD=meta["BD"], BT=32, num_warps=4,
+            )  # fmt: skip
+        grid_backward_kv[(B * h * triton.cdiv(height, tiles.rows) * meta["X_CHUNKS"],)](
+            q, k, v, lookup, lse, dout, delta, one_hot, dk, dv,
+            *strides, h, height, width, tiles.YP, tiles.slots, scale, one_hot.shape[0] // 2,
+            D=D, BD=meta["BD"], CLS=meta["CLS"], KR=tiles.rows, BX=tiles.BX, BY=tiles.BY,
+            BK=_block(tiles.rows), X_CHUNKS=meta["X_CHUNKS"], Y_CHUNKS=tiles.YP // tiles.BY,
+            **_GRID_BACKWARD_KV,
+        )  # fmt: skip
+    return dq, dk, dv, dtable.sum(0).to(table.dtype)
+
+
+# ------------------------------------------------------------------------------ registration
+
+_ARGS = "Tensor q, Tensor k, Tensor v, Tensor table"
+_GRID = "int height, int width, bool cls_token"
+_GRADIENTS = "(Tensor, Tensor, Tensor, Tensor)"
+
+
+def _register(name: str, schema: str, implementation, fake) -> None:
+    name = f"lomar_det::{name}"
+    torch.library.define(name, schema)
+    torch.library.impl(name, ("cuda", "cpu") if _INTERPRET else "cuda", implementation)
+    torch.library.register_fake(name, fake)
+
+
+def _fake_window(q, k, v, table, height, width, cls_token):
+    return _empty_rows(q)
+
+
+def _fake_grid(q, k, v, table, height, width, cls_token):
+    return _grid_outputs(q, _tiles(height, width, cls_token, q.shape[3], q.dtype))
+
+
+def _fake_backward(dout, q, k, v, table, *_):
+    return _empty_rows(q), _empty_rows(q), _empty_rows(q), table.new_empty(table.shape)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    q, k, v, table, *ctx.grid = inputs
+    saved = output if isinstance(output, tuple) else ()
+    ctx.save_for_backward(q, k, v, table, *saved)
+
+
+def _window_autograd(ctx, dout):
+    gradients = torch.ops.lomar_det.irpe_window_backward(dout, *ctx.saved_tensors, *ctx.grid)
+    return *gradients, None, None, None
+
+
+def _grid_autograd(ctx, dout, *_):
+    gradients = torch.ops.lomar_det.irpe_grid_backward(dout, *ctx.saved_tensors, *ctx.grid)
+    return *gradients, None, None, None
+
+
+_register("irpe_window", f"({_ARGS}, {_GRID}) -> Tensor", _irpe_window, _fake_window)
+_register(
+    "irpe_window_backward",
+    f"(Tensor dout, {_ARGS}, {_GRID}) -> {_GRADIENTS}",
+    _irpe_window_backward,
+    _fake_backward,
+)
+_register("irpe_grid", f"({_ARGS}, {_GRID}) -> (Tensor, Tensor, Tensor)", _irpe_grid, _fake_grid)
+_register(
+    "irpe_grid_backward",
+    f"(Tensor dout, {_ARGS}, Tensor out, Tensor lookup, Tensor lse, {_GRID}) -> {_GRADIENTS}",
+    _irpe_grid_backward,
+    _fake_backward,
+)
+torch.library.register_autograd(
+    "lomar_det::irpe_window", _window_autograd, setup_context=_setup_context
+)
+torch.library.register_autograd(
+    "lomar_det::irpe_grid", _grid_autograd, setup_context=_setup_context
+)

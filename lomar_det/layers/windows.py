@@ -1,0 +1,63 @@
+"""Window partition of token grids.
+
+Shapes: B batch, H x W token grid, C anything behind it, k window side.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def partition(x: Tensor, height: int, width: int) -> Tensor:
+    """(B, H, W, C) with H, W multiples of the window -> (B * windows, height * width, C)."""
+    B, H, W, C = x.shape
+    x = x.reshape(B, H // height, height, W // width, width, C)
+    return x.transpose(2, 3).reshape(-1, height * width, C)
+
+
+def unpartition(windows: Tensor, height: int, width: int, H: int, W: int) -> Tensor:
+    """Inverse of `partition`: (B * windows, height * width, C) -> (B, H, W, C)."""
+    x = windows.reshape(-1, H // height, W // width, height, width, windows.shape[-1])
+    return x.transpose(2, 3).reshape(-1, H, W, windows.shape[-1])
+
+
+def pad_to_windows(x: Tensor, window_size: int) -> Tensor:
+    """(B, H, W, C) -> the same with zero tokens at the bottom and right, H and W multiples."""
+    pad_h, pad_w = -x.shape[1] % window_size, -x.shape[2] % window_size
+    return F.pad(x, (0, 0, 0, pad_w, 0, pad_h)) if pad_h or pad_w else x
+
+
+def strips(size: int, window_size: int) -> Iterator[tuple[slice, int]]:
+    """One side of a grid as whole windows, then the rest: (slice, window side) of each strip."""
+    whole = size - size % window_size
+    if whole:
+        yield slice(0, whole), window_size
+    if whole < size:
+        yield slice(whole, size), size - whole
+
+
+def map_ragged_windows(x: Tensor, window_size: int, attend) -> Tensor:
+    """Applies ``attend(windows, height, width)`` to all windows of a grid, without padding.
+
+    The windows at the bottom and right edge are simply smaller, so that at most four calls serve
+    any grid: whole windows, right edge, bottom edge, corner.
+
+    Args:
+        x: (B, H, W, C).
+        attend: Maps (B * windows, height * width, C) to (B * windows, height * width, C').
+
+    Returns:
+        (B, H, W, C').
+    """
+    H, W = x.shape[1:3]
+    rows = []
+    for row, height in strips(H, window_size):
+        cells = []
+        for column, width in strips(W, window_size):
+            cell = x[:, row, column]
+            out = attend(partition(cell, height, width), height, width)
+            cells.append(unpartition(out, height, width, *cell.shape[1:3]))
+        rows.append(torch.cat(cells, dim=2))
+    return torch.cat(rows, dim=1)

@@ -1,0 +1,26 @@
+"""LoMaR pretraining: windows, models, image data and the run.
+
+Models and data need no detectron2.
+"""
+
+import warnings
+
+with warnings.catch_warnings():
+    # Only `lomar_pretrain.engine` needs detectron2, and says so itself.
+    warnings.filterwarnings("ignore", message="lomar_det: ")
+    import lomar_det  # noqa: F401
+
+from .classifier import VisionTransformerClassifier
+from .lomar import LoMaR, LoMaROutput
+from .mae import MAE, MAEOutput
+from .windows import WindowSample, sample_windows
+
+__all__ = [
+    "MAE",
+    "LoMaR",
+    "LoMaROutput",
+    "MAEOutput",
+    "VisionTransformerClassifier",
+    "WindowSample",
+    "sample_windows",
+]

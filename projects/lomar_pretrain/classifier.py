@@ -1,0 +1,67 @@
+"""Image classification with a pretrained encoder (design of the paper's fine-tuning).
+
+Shapes: B images, H x W patch grid, C embed_dim.
+"""
+
+from torch import Tensor, nn
+
+from lomar_det.layers import TokenGrid, grid_size
+
+from .encoder import VisionTransformerEncoder
+
+
+class VisionTransformerClassifier(VisionTransformerEncoder):
+    """Mean of all patch tokens, LayerNorm (`fc_norm`), linear head.
+
+    The class token stays in the sequence, outside the pooling; there is no norm before it.
+
+    Args:
+        img_size, patch_size, embed_dim, depth, num_heads, mlp_ratio, rel_pos, abs_pos,
+            drop_path_rate: See `VisionTransformerEncoder`.
+        num_classes: Outputs of the head.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 1000,
+        drop_path_rate: float = 0.0,
+        rel_pos: bool = True,
+        abs_pos: bool = False,
+        attention_backend: str = "auto",
+    ):
+        super().__init__(
+            img_size,
+            patch_size,
+            embed_dim,
+            depth,
+            num_heads,
+            mlp_ratio,
+            rel_pos=rel_pos,
+            abs_pos=abs_pos,
+            drop_path_rate=drop_path_rate,
+            attention_backend=attention_backend,
+        )
+        self.norm = nn.Identity()
+        self.fc_norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.head = nn.Linear(embed_dim, num_classes)
+        self.init_weights()
+        nn.init.trunc_normal_(self.head.weight, std=2e-5)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """(B, 3, height, width) -> pooled features after ``fc_norm``: (B, C)."""
+        H, W = grid_size(images.shape[2:], self.patch_size)
+        x = self.patch_embed(images)
+        if self.abs_pos:
+            x = x + self.patch_positions((H, W))
+        x = self.forward_blocks(self.with_cls_token(x), TokenGrid(H, W, cls_token=True))
+        return self.fc_norm(x[:, 1:].mean(dim=1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, height, width) -> logits (B, num_classes)."""
+        return self.head(self.forward_features(images))

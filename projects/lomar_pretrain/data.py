@@ -1,0 +1,123 @@
+"""Unlabelled pictures: found, opened and augmented.
+
+Works without detectron2.
+"""
+
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms import v2
+
+from lomar_det.errors import UserError
+from lomar_det.layers import to_pair
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """All pictures in one or several folders, recursively, sorted; single files are taken as given.
+
+    Raises:
+        UserError: a path does not exist, or nothing in it is a picture.
+    """
+    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_file():
+            found.append(path)
+            continue
+        if not path.is_dir():
+            raise UserError(f"the image folder {path} does not exist; set data.path to your images")
+        inside = [
+            Path(folder, name)
+            for folder, _, names in os.walk(path, followlinks=True)
+            for name in names
+            if name.lower().endswith(IMAGE_SUFFIXES)
+        ]
+        if not inside:
+            raise UserError(
+                f"the folder {path} has no pictures ({', '.join(IMAGE_SUFFIXES)}), also not in "
+                "its subfolders; set data.path to your images"
+            )
+        found += sorted(inside)
+    return found
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """Opens a picture as RGB: EXIF orientation honoured, 16-bit scaled down, alpha on white.
+
+    Raises:
+        UserError: the file cannot be read as a picture; the message names it.
+    """
+    try:
+        with warnings.catch_warnings():
+            # A picture over Pillow's limit is refused, not opened with a warning.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, ValueError, Warning, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{path} cannot be read as a picture ({type(error).__name__}: {error}); "
+            "repair or remove it"
+        ) from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        pixels = np.asarray(image, dtype=np.float64)
+        top = 65535 if image.mode.startswith("I") else max(float(pixels.max()), 1e-9)
+        image = Image.fromarray((pixels.clip(0, top) * (255 / top)).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def normalize(image: Image.Image) -> Tensor:
+    """A picture as the encoder sees it: (3, height, width), ImageNet mean and std."""
+    tensor = v2.functional.to_dtype(v2.functional.to_image(image), torch.float32, scale=True)
+    return v2.functional.normalize(tensor, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def denormalize(images: Tensor) -> Tensor:
+    """Inverse of `normalize` on (..., 3, height, width), clipped to [0, 1]."""
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device)[:, None, None]
+    std = torch.tensor(IMAGENET_STD, device=images.device)[:, None, None]
+    return (images * std + mean).clamp(0, 1)
+
+
+class PretrainTransform:
+    """Path -> normalised random crop (3, height, width): LoMaR's RandomResizedCrop, bicubic.
+
+    Args:
+        img_size: Pixels of the crop, one int or (height, width).
+        crop_scale: Smallest and largest share of the picture's area.
+        flip: Also flip horizontally, half of the time.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int],
+        crop_scale: Sequence[float] = (0.2, 1.0),
+        flip: bool = False,
+    ):
+        self.crop = v2.RandomResizedCrop(
+            to_pair(img_size),
+            scale=tuple(crop_scale),
+            interpolation=v2.InterpolationMode.BICUBIC,
+            antialias=True,
+        )
+        self.flip = v2.RandomHorizontalFlip() if flip else v2.Identity()
+
+    def __call__(self, path: str | Path) -> Tensor:
+        return normalize(self.flip(self.crop(load_image(path))))

@@ -1,0 +1,175 @@
+"""The pretraining run: what `tools/pretrain.py` does, and `pretrain` for notebooks.
+
+Needs detectron2 for its trainer, hooks and writers; models and data do not.
+"""
+
+import argparse
+import json
+import logging
+import math
+from pathlib import Path
+
+import torch
+from detectron2.config import LazyConfig, instantiate
+from detectron2.engine import create_ddp_model, default_setup, default_writers, hooks
+from detectron2.utils import comm
+from omegaconf import DictConfig, OmegaConf
+from timm.optim import param_groups_weight_decay
+from torch import Tensor, nn
+
+import lomar_det
+from lomar_det.checkpoint import save_backbone
+from lomar_det.engine import (
+    Checkpointer,
+    SeedEachStep,
+    StopOnSignal,
+    Throughput,
+    Trainer,
+    pick_device,
+    resolve_precision,
+    warmup_cosine_schedule,
+)
+from lomar_det.engine.config import load_config
+from lomar_det.errors import UserError
+from lomar_det.stream import SeededDataset, seed_everything, stream_loader
+
+from .data import PretrainTransform, find_images
+from .pictures import plot_loss, reconstruction_sheet
+
+logger = logging.getLogger("detectron2." + __name__)
+
+
+def main(args: argparse.Namespace) -> Path:
+    """Pretrains from a config file; returns the path of ``backbone_final.pth``.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    if OmegaConf.is_missing(cfg.data, "path"):
+        raise UserError("data.path is not set: give the folder of your images, data.path=FOLDER")
+    cfg.train.device = str(pick_device(cfg.train.device))
+    default_setup(cfg, args)
+    if comm.is_main_process():
+        LazyConfig.save(cfg, str(Path(cfg.train.output_dir, "config.yaml")))
+    return run(cfg, args.resume)
+
+
+def run(cfg: DictConfig, resume: bool = False) -> Path:
+    """The run itself: data, model, trainer, then the files for the next stage."""
+    settings, device = cfg.train, torch.device(cfg.train.device)
+    paths = find_images(_as_list(cfg.data.path))
+    batch = settings.total_batch_size
+    iters_per_epoch = max(1, len(paths) // batch)
+    max_iter = math.ceil(settings.epochs * iters_per_epoch)
+    lr = settings.base_lr * batch / 256
+    logger.info(
+        "%d pictures; %g epochs x %d iterations of batch %d = %d iterations; "
+        "learning rate %g * %d / 256 = %g",
+        len(paths),
+        settings.epochs,
+        iters_per_epoch,
+        batch,
+        max_iter,
+        settings.base_lr,
+        batch,
+        lr,
+    )
+    seed_everything(settings.seed)
+    model = _build_model(cfg).to(device)
+    groups = param_groups_weight_decay(model, settings.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(settings.betas))
+    ddp_options = OmegaConf.to_container(settings.ddp)
+    if device.type == "cpu":
+        ddp_options["device_ids"] = None
+    trainer = Trainer(
+        create_ddp_model(model, **ddp_options),
+        data_loader=None,
+        optimizer=optimizer,
+        compute_losses=_compute_losses(device),
+        device=device,
+        dtype=resolve_precision(settings.precision, device),
+        accumulation_steps=settings.accumulation_steps,
+        clip_grad_norm=settings.clip_grad_norm,
+    )
+    checkpointer = Checkpointer(model, settings.output_dir, trainer=trainer)
+    schedule = warmup_cosine_schedule(settings.warmup_epochs / settings.epochs)
+    trainer.register_hooks(_hooks(cfg, checkpointer, schedule, iters_per_epoch, max_iter))
+
+    start_iter = 0
+    if resume and checkpointer.has_checkpoint():
+        checkpointer.load(checkpointer.get_checkpoint_file())
+        start_iter = trainer.iter + 1
+    transform = PretrainTransform(model.img_size, cfg.data.crop_scale, cfg.data.flip)
+    trainer.data_loader = stream_loader(
+        SeededDataset(paths, transform, settings.seed),
+        batch,
+        settings.seed,
+        start_iter,
+        settings.accumulation_steps,
+        cfg.data.num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    trainer.train(start_iter, max_iter)
+    path = Path(settings.output_dir, "backbone_final.pth")
+    if comm.is_main_process():
+        save_backbone(path, model.state_dict(), backbone_meta(model, settings.epochs))
+        write_pictures(model, paths, settings.output_dir)
+        logger.info("The backbone for the next stage: %s", path)
+    return path
+
+
+def _as_list(path) -> list[str]:
+    return [path] if isinstance(path, str) else [str(p) for p in path]
+
+
+def _build_model(cfg: DictConfig) -> nn.Module:
+    try:
+        return instantiate(cfg.model)
+    except ValueError as error:  # the models say what is wrong with a setting
+        raise UserError(f"model: {error}") from error
+
+
+def _compute_losses(device: torch.device):
+    def compute(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        return {"loss": model(images.to(device, non_blocking=True)).loss}
+
+    return compute
+
+
+def _hooks(cfg: DictConfig, checkpointer, schedule, iters_per_epoch: int, max_iter: int) -> list:
+    settings, is_main = cfg.train, comm.is_main_process()
+    period = max(1, round(settings.checkpoint_epochs * iters_per_epoch))
+    writers = default_writers(settings.output_dir, max_iter) if is_main else []
+    return [
+        SeedEachStep(settings.seed),
+        hooks.IterationTimer(),
+        Throughput(settings.total_batch_size),
+        hooks.LRScheduler(scheduler=schedule),
+        hooks.PeriodicCheckpointer(
+            checkpointer, period, max_to_keep=settings.max_to_keep, file_prefix="model"
+        )
+        if is_main
+        else None,
+        hooks.PeriodicWriter(writers, period=settings.log_period) if is_main else None,
+        StopOnSignal(checkpointer),
+    ]
+
+
+def backbone_meta(model: nn.Module, epochs: float) -> dict:
+    """The plain-data ``meta`` of a backbone file."""
+    return model.architecture | {"epochs": epochs, "code_version": lomar_det.__version__}
+
+
+def write_pictures(model: nn.Module, paths: list[Path], output_dir: str | Path) -> None:
+    """``reconstruction.png`` and ``loss.png``, for people who would rather look than read."""
+    reconstruction_sheet(model, paths[:4], Path(output_dir, "reconstruction.png"))
+    metrics = Path(output_dir, "metrics.json")
+    if metrics.is_file():
+        plot_loss(read_metrics(metrics), Path(output_dir, "loss.png"))
+
+
+def read_metrics(path: str | Path) -> list[dict]:
+    """The lines of a ``metrics.json``; after a resume, the later line of an iteration counts."""
+    lines = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
+    return [by_iter for _, by_iter in sorted({m["iteration"]: m for m in lines}.items())]

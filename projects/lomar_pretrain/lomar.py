@@ -1,0 +1,154 @@
+"""LoMaR: local masked reconstruction (arXiv 2206.00790, section 3).
+
+Shapes: B images, M windows, k window side, K = k * k patches of a window, C embed_dim,
+p patch size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lomar_det.layers import TokenGrid, grid_size, patchify
+
+from .encoder import VisionTransformerEncoder
+from .windows import WindowSample, check_windows, sample_windows
+
+
+@dataclass
+class LoMaROutput:
+    """What `LoMaR.forward` returns.
+
+    Attributes:
+        loss: Scalar, mean squared error over masked patches.
+        pred: (M, K, p * p * 3) predicted pixels, in the (normalised) space of the target.
+        windows: The windows that were used.
+    """
+
+    loss: Tensor
+    pred: Tensor
+    windows: WindowSample
+
+
+class LoMaR(VisionTransformerEncoder):
+    """Reconstructs the masked patches of small windows with a plain encoder and a linear head.
+
+    State-dict names and shapes are those of the released LoMaR checkpoint.
+
+    Args:
+        img_size, patch_size, embed_dim, depth, num_heads, mlp_ratio, rel_pos, abs_pos: See
+            `VisionTransformerEncoder`.
+        window_size: Side of a window in patches.
+        num_windows: Windows per image.
+        mask_ratio: Share of masked patches in a window.
+        norm_pix_loss: Reconstruct pixels normalised per patch.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        window_size: int = 7,
+        num_windows: int = 4,
+        mask_ratio: float = 0.8,
+        norm_pix_loss: bool = True,
+        rel_pos: bool = True,
+        abs_pos: bool = False,
+        attention_backend: str = "auto",
+    ):
+        super().__init__(
+            img_size,
+            patch_size,
+            embed_dim,
+            depth,
+            num_heads,
+            mlp_ratio,
+            rel_pos=rel_pos,
+            abs_pos=abs_pos,
+            attention_backend=attention_backend,
+        )
+        check_windows(self.grid, window_size, num_windows, mask_ratio)
+        self.window_size = window_size
+        self.num_windows = num_windows
+        self.mask_ratio = mask_ratio
+        self.norm_pix_loss = norm_pix_loss
+        self.architecture |= {
+            "method": "lomar",
+            "window_size": window_size,
+            "num_windows": num_windows,
+            "mask_ratio": mask_ratio,
+            "norm_pix_loss": norm_pix_loss,
+        }
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.encoder_pred = nn.Linear(embed_dim, patch_size**2 * 3)
+        self.init_weights()
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, images: Tensor, windows: WindowSample | None = None) -> LoMaROutput:
+        """Reconstructs windows of a batch.
+
+        Args:
+            images: (B, 3, height, width), normalised, multiples of the patch size.
+            windows: Which windows; sampled here if None.
+        """
+        grid = grid_size(images.shape[2:], self.patch_size)
+        if windows is None:
+            windows = sample_windows(
+                images.shape[0],
+                grid,
+                self.window_size,
+                self.num_windows,
+                self.mask_ratio,
+                device=images.device,
+            )
+        patches = self.window_patches(images, windows)  # (M, K, p * p * 3)
+        x = self.embed_window(patches, windows, grid, masked=True)
+        x = self.forward_blocks(x, TokenGrid(self.window_size, self.window_size, cls_token=True))
+        pred = self.encoder_pred(self.norm(x)[:, 1:])
+        return LoMaROutput(self.reconstruction_loss(pred, patches, windows.mask), pred, windows)
+
+    def encode_windows(
+        self, images: Tensor, windows: WindowSample, masked: bool = False, cls_token: bool = True
+    ) -> Tensor:
+        """Features of windows before the final norm: (M, [1 +] K, C)."""
+        grid = grid_size(images.shape[2:], self.patch_size)
+        patches = self.window_patches(images, windows)
+        x = self.embed_window(patches, windows, grid, masked, cls_token)
+        return self.forward_blocks(x, TokenGrid(self.window_size, self.window_size, cls_token))
+
+    def window_patches(self, images: Tensor, windows: WindowSample) -> Tensor:
+        """Pixels of the windows' patches: (M, K, p * p * 3). Nothing else is ever embedded."""
+        patches = patchify(images, self.patch_size)
+        return patches[windows.image_ids[:, None], windows.patch_ids]
+
+    def embed_window(
+        self,
+        patches: Tensor,
+        windows: WindowSample,
+        grid: tuple[int, int],
+        masked: bool,
+        cls_token: bool = True,
+    ) -> Tensor:
+        """Tokens of the windows, masked ones replaced by the mask token: (M, [1 +] K, C)."""
+        x = self.patch_embed.embed_patches(patches)
+        if masked:
+            x = torch.where(windows.mask[..., None], self.mask_token.to(x.dtype), x)
+        if self.abs_pos:
+            x = x + self.patch_positions(grid)[0][windows.patch_ids]
+        return self.with_cls_token(x) if cls_token else x
+
+    def reconstruction_loss(self, pred: Tensor, patches: Tensor, mask: Tensor) -> Tensor:
+        """Mean squared error over the masked patches, in fp32 (LoMaR section 3, MAE section 3)."""
+        target = normalize_patches(patches.float()) if self.norm_pix_loss else patches.float()
+        error = (pred.float() - target).square().mean(dim=-1)  # (M, K)
+        return (error * mask).sum() / mask.sum()
+
+
+def normalize_patches(patches: Tensor) -> Tensor:
+    """Every patch to zero mean and unit (unbiased) variance: (..., p * p * 3)."""
+    mean, var = patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
+    return (patches - mean) / (var + 1e-6).sqrt()

@@ -1,0 +1,163 @@
+"""Cuts annotated pictures into tiles and writes them as a COCO data set of boxes.
+
+Boxes are ``(x0, y0, x1, y1)`` in pixels, the right and lower edges excluded.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+Box = tuple[int, int, int, int]
+
+
+def tile_spans(length: int, tile_size: int, overlap: int) -> list[tuple[int, int]]:
+    """Cuts one side of a picture into spans ``(start, stop)`` that cover it.
+
+    With ``overlap`` > 0, all spans have the full tile size (or the picture's, if smaller), are
+    evenly spaced and share at least ``overlap`` pixels. With 0 they share nothing: the side is cut
+    into equal parts of at most ``tile_size``, so that no sliver is left at the end.
+
+    Args:
+        length: the picture's width or height.
+        tile_size: largest span; 0 for the whole side.
+        overlap: least number of pixels that neighbours share.
+    """
+    if tile_size < 0 or overlap < 0:
+        raise ValueError(f"tile size ({tile_size}) and overlap ({overlap}) must not be negative")
+    if tile_size == 0 or length <= tile_size:
+        return [(0, length)]
+    if overlap >= tile_size:
+        raise ValueError(
+            f"overlap ({overlap}) must be smaller than the tile size ({tile_size}); "
+            "choose a smaller overlap or larger tiles"
+        )
+    if overlap == 0:
+        count = math.ceil(length / tile_size)
+        edges = [round(i * length / count) for i in range(count + 1)]
+        return list(zip(edges[:-1], edges[1:], strict=True))
+    count = math.ceil((length - overlap) / (tile_size - overlap))
+    # Rounded down, neighbours are never further apart than tile_size - overlap.
+    starts = [i * (length - tile_size) // (count - 1) for i in range(count)]
+    return [(start, start + tile_size) for start in starts]
+
+
+def tile_boxes(size: tuple[int, int], tile_size: int, overlap: int) -> Iterator[Box]:
+    """Yields the tiles of a picture of ``size`` (width, height), row by row."""
+    for y0, y1 in tile_spans(size[1], tile_size, overlap):
+        for x0, x1 in tile_spans(size[0], tile_size, overlap):
+            yield (x0, y0, x1, y1)
+
+
+def box_area(box: Box) -> int:
+    """Area of a box; 0 where it is empty."""
+    return max(box[2] - box[0], 0) * max(box[3] - box[1], 0)
+
+
+def intersect(a: Box, b: Box) -> Box:
+    """Common part of two boxes; of area 0 where there is none."""
+    return (max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3]))
+
+
+def boxes_in_tile(boxes: Sequence[Box], tile: Box, min_area: float) -> dict[Box, int]:
+    """Clips boxes to a tile and keeps those of which enough stays.
+
+    Args:
+        boxes: boxes in picture coordinates.
+        tile: the tile, in picture coordinates.
+        min_area: least share of a box's own area that must lie inside the tile.
+
+    Returns:
+        The boxes in tile coordinates, each with the index of the box it comes from. Boxes that
+        coincide after clipping appear once.
+    """
+    kept: dict[Box, int] = {}
+    for index, box in enumerate(boxes):
+        part = intersect(box, tile)
+        if box_area(part) == 0 or box_area(part) < min_area * box_area(box):
+            continue
+        left, top = tile[:2]
+        kept.setdefault((part[0] - left, part[1] - top, part[2] - left, part[3] - top), index)
+    return kept
+
+
+def write_tiles(
+    image: Image.Image, name: str, folder: Path, tile_size: int, overlap: int
+) -> list[tuple[str, Box]]:
+    """Writes the tiles of one picture as JPEG; returns their file names and places."""
+    folder.mkdir(parents=True, exist_ok=True)
+    image = image.convert("RGB")
+    written = []
+    for tile in tile_boxes(image.size, tile_size, overlap):
+        file_name = f"{name}_y{tile[1]:04d}_x{tile[0]:04d}.jpg"
+        image.crop(tile).save(folder / file_name, quality=95)
+        written.append((file_name, tile))
+    return written
+
+
+def write_coco(
+    tiles: Sequence[tuple[str, Box]],
+    boxes: Sequence[Box],
+    min_area: float,
+    path: Path,
+    category: str,
+    description: str,
+) -> dict[str, int]:
+    """Writes a COCO annotation file without masks for the tiles of one picture.
+
+    Args:
+        tiles: file names and places, as `write_tiles` returns them.
+        boxes: boxes in picture coordinates, all of one category.
+        min_area: see `boxes_in_tile`.
+        path: file to write.
+        category: name of the one category.
+        description: goes to the file's ``info``.
+
+    Returns:
+        Number of tiles, of annotations, and of boxes that no tile holds enough of.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    seen: set[int] = set()
+    for image_id, (file_name, tile) in enumerate(tiles, start=1):
+        x0, y0, x1, y1 = tile
+        images.append(
+            {
+                "id": image_id,
+                "file_name": file_name,
+                "width": x1 - x0,
+                "height": y1 - y0,
+                "offset": [x0, y0],  # not COCO: the tile's place in the picture
+            }
+        )
+        kept = boxes_in_tile(boxes, tile, min_area)
+        seen.update(kept.values())
+        for left, top, right, bottom in kept:
+            width, height = right - left, bottom - top
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": 1,
+                    "bbox": [left, top, width, height],
+                    "area": width * height,
+                    "iscrowd": 0,
+                }
+            )
+    coco = {
+        "info": {"description": description},
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": category}],
+    }
+    path.write_text(json.dumps(coco), encoding="utf-8")
+    return {
+        "images": len(images),
+        "boxes": len(annotations),
+        "boxes_in_no_tile": len(boxes) - len(seen),
+    }

@@ -1,0 +1,18 @@
+"""Trains and evaluates a detector.
+
+python tools/train_net.py --config-file configs/coco/X.py [--num-gpus N] [--resume] key=value ...
+python tools/train_net.py --config-file configs/coco/X.py --eval-only train.init_checkpoint=FILE
+"""
+
+import argparse
+
+from lomar_det.engine import add_run_arguments, run_tool
+from lomar_det.engine.detection import main
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_run_arguments(parser)
+    parser.add_argument("--eval-only", action="store_true", help="evaluate train.init_checkpoint")
+    run_tool(main, parser.parse_args())
