@@ -7,8 +7,8 @@ iterations at batch 64, so 25 are 46,094.
         train.init_checkpoint=output/pretrain/backbone_final.pth
 """
 
-from ..common.detection_data import data
-from ..common.detection_train import train
+from ..common.detection_data import data, dataloader
+from ..common.detection_train import lr_multiplier, optimizer, train
 from ..common.models.mask_rcnn_lomar_vit import model
 
 model.backbone.square_pad = data.image_size

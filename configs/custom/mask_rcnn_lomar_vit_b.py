@@ -6,7 +6,8 @@ Batch 16 at 1024x1024 is meant for four GPUs, or one with ``train.accumulation_s
 """
 
 from ..common.detection_data import data, dataloader
-from ..common.detection_train import optimizer, train
+from ..common.detection_train import lr_multiplier, optimizer, train
+from ..common.models.mask_rcnn_lomar_vit import model
 
 data.train = {"annotations": "???", "images": "???"}
 data.val = {"annotations": "???", "images": "???"}

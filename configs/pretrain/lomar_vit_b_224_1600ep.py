@@ -3,6 +3,6 @@
 Batch 4096: on 8 GPUs 512 images each; on one, split it with ``train.accumulation_steps``.
 """
 
-from ..common.pretrain import train
+from ..common.pretrain import data, model, train
 
 train.output_dir = "output/pretrain/lomar_vit_b_224_1600ep"

@@ -3,7 +3,7 @@
 The paper's high-resolution recipe: 9/4 of the tokens of 224 with 4 windows, whatever the image.
 """
 
-from ..common.pretrain import model, train
+from ..common.pretrain import data, model, train
 
 model.img_size = 384
 model.num_windows = 9

@@ -2,7 +2,7 @@
 
 from .checkpointer import Checkpointer, load_plain, save_atomically
 from .hooks import SeedEachStep, StopOnSignal, Throughput
-from .launch import add_run_arguments, pick_device, run_tool
+from .launch import add_run_arguments, pick_device, run_tool, setup_run
 from .precision import autocast, resolve_precision
 from .schedules import step_schedule, warmup_cosine_schedule
 from .trainer import Trainer
@@ -20,6 +20,7 @@ __all__ = [
     "resolve_precision",
     "run_tool",
     "save_atomically",
+    "setup_run",
     "step_schedule",
     "warmup_cosine_schedule",
 ]

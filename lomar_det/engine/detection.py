@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import create_ddp_model, default_setup, default_writers, hooks
+from detectron2.engine import create_ddp_model, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
@@ -20,7 +20,7 @@ from ..stream import seed_everything
 from .checkpointer import Checkpointer
 from .config import load_config
 from .hooks import SeedEachStep, StopOnSignal, Throughput
-from .launch import pick_device
+from .launch import setup_run
 from .precision import autocast, resolve_precision
 from .trainer import Trainer
 
@@ -34,9 +34,7 @@ def main(args: argparse.Namespace) -> dict:
         UserError: anything the user can mend.
     """
     cfg = load_config(args.config_file, args.opts)
-    device = pick_device(cfg.train.device)
-    cfg.train.device = str(device)
-    default_setup(cfg, args)
+    device = setup_run(cfg)
     # The data is looked at after the loggers exist, so that what it decides is on record.
     configure_data(cfg, training=not args.eval_only)
     if comm.is_main_process():
@@ -64,8 +62,8 @@ def _evaluate_checkpoint(cfg: DictConfig, model: nn.Module) -> dict:
 def evaluate(cfg: DictConfig, model: nn.Module) -> dict:
     """COCO metrics on ``cfg.dataloader.test``: printed, and written to ``metrics_test.json``."""
     device = torch.device(cfg.train.device)
-    output_dir = str(Path(cfg.train.output_dir, "inference"))
-    evaluator = instantiate(cfg.dataloader.evaluator, output_dir=output_dir)
+    cfg.dataloader.evaluator.output_dir = str(Path(cfg.train.output_dir, "inference"))
+    evaluator = instantiate(cfg.dataloader.evaluator)
     with autocast(device, resolve_precision(cfg.train.precision, device)):
         results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
@@ -104,12 +102,10 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
         load_weights(getattr(model, "module", model), cfg.train.init_checkpoint)
     else:
         logger.warning("train.init_checkpoint is empty: training from random weights")
-    trainer.data_loader = instantiate(
-        cfg.dataloader.train,
-        seed=cfg.train.seed,
-        start_iter=start_iter,
-        accumulation_steps=cfg.train.accumulation_steps,
-    )
+    cfg.dataloader.train.seed = cfg.train.seed
+    cfg.dataloader.train.start_iter = start_iter
+    cfg.dataloader.train.accumulation_steps = cfg.train.accumulation_steps
+    trainer.data_loader = instantiate(cfg.dataloader.train)
     trainer.train(start_iter, cfg.train.max_iter)
     return getattr(trainer, "_last_eval_results", {})
 

@@ -1,15 +1,24 @@
 """What every tool does around its work: arguments, devices, processes, one-line errors."""
 
 import argparse
+import logging
 import os
+import platform
+import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from detectron2.config import LazyConfig
 from detectron2.engine import launch
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
 
 from ..errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +46,41 @@ def pick_device(name: str = "auto") -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"train.device={name}, but torch sees no GPU; use train.device=cpu")
     return device
+
+
+def setup_run(cfg: DictConfig) -> torch.device:
+    """Output folder, loggers (terminal and ``log.txt``), device; what the run is, in the log.
+
+    detectron2's ``default_setup`` prints some hundred lines; these are the ones people look for.
+
+    Raises:
+        UserError: the output folder cannot be written, or the device is not there.
+    """
+    output_dir = Path(cfg.train.output_dir)
+    if comm.is_main_process():
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"train.output_dir={output_dir} cannot be created: {error}; choose another folder"
+            ) from None
+    comm.synchronize()
+    for name, abbreviation in _LOGGERS.items():
+        setup_logger(str(output_dir), comm.get_rank(), name=name, abbrev_name=abbreviation)
+    device = pick_device(cfg.train.device)
+    cfg.train.device = str(device)
+    hardware = f"{os.cpu_count()} CPU cores"
+    if device.type == "cuda":
+        hardware = f"{comm.get_world_size()} x {torch.cuda.get_device_name(device)}, {hardware}"
+    logger.info("Command: %s", shlex.join(sys.argv))
+    logger.info("Python %s, torch %s, %s", platform.python_version(), torch.__version__, hardware)
+    if comm.is_main_process():
+        LazyConfig.save(cfg, str(output_dir / "config.yaml"))
+        logger.info("Output and full config: %s", output_dir)
+    return device
+
+
+_LOGGERS = {"detectron2": "d2", "fvcore": "fvcore", "lomar_det": "lomar", "lomar_pretrain": "lomar"}
 
 
 def run_tool(main: Callable, args: argparse.Namespace) -> None:

@@ -10,8 +10,8 @@ import math
 from pathlib import Path
 
 import torch
-from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import create_ddp_model, default_setup, default_writers, hooks
+from detectron2.config import instantiate
+from detectron2.engine import create_ddp_model, default_writers, hooks
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from timm.optim import param_groups_weight_decay
@@ -25,8 +25,8 @@ from lomar_det.engine import (
     StopOnSignal,
     Throughput,
     Trainer,
-    pick_device,
     resolve_precision,
+    setup_run,
     warmup_cosine_schedule,
 )
 from lomar_det.engine.config import load_config
@@ -36,7 +36,7 @@ from lomar_det.stream import SeededDataset, seed_everything, stream_loader
 from .data import PretrainTransform, find_images
 from .pictures import plot_loss, reconstruction_sheet
 
-logger = logging.getLogger("detectron2." + __name__)
+logger = logging.getLogger(__name__)
 
 
 def main(args: argparse.Namespace) -> Path:
@@ -48,10 +48,7 @@ def main(args: argparse.Namespace) -> Path:
     cfg = load_config(args.config_file, args.opts)
     if OmegaConf.is_missing(cfg.data, "path"):
         raise UserError("data.path is not set: give the folder of your images, data.path=FOLDER")
-    cfg.train.device = str(pick_device(cfg.train.device))
-    default_setup(cfg, args)
-    if comm.is_main_process():
-        LazyConfig.save(cfg, str(Path(cfg.train.output_dir, "config.yaml")))
+    setup_run(cfg)
     return run(cfg, args.resume)
 
 
