@@ -105,9 +105,10 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
             report.loaded.append(name)
         else:
             report.dropped[name] = reason
-    for name in own.keys() - state.keys():
-        in_encoder = name.startswith(prefix)
-        report.initialised[name] = "not in the file" if in_encoder else "no weights expected"
+    for name in own:
+        if name not in state:
+            outside = not is_detector and not name.startswith(prefix)
+            report.initialised[name] = "outside the encoder" if outside else "not in the file"
     _check_encoder_arrived(report, state, own, prefix, path)
     model.load_state_dict(state, strict=False)
     logger.info("%s", report)

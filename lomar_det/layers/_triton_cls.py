@@ -19,7 +19,7 @@ def cls_forward(
     stride_b, stride_h, stride_n, heads, N, slots, scale,
     D: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """Writes token 0 of out (B, N, h, D), and its logsumexp into the last slot of lse (BH, slots)."""
+    """Token 0 of out (B, N, h, D), and its logsumexp in the last slot of lse (BH, slots)."""
     bh = tl.program_id(0)
     b, h = (bh // heads).to(tl.int64), bh % heads
     d, t = tl.arange(0, BD), tl.arange(0, BT)
@@ -57,7 +57,7 @@ def cls_backward(
     stride_b, stride_h, stride_n, heads, N, slots, tiles, scale,
     D: tl.constexpr, BD: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """Writes token 0 of dq, dk and dv, and its delta; dcls (BH * tiles, 2, D) are parts of dk, dv."""
+    """Token 0 of dq, dk and dv, and its delta; dcls (BH * tiles, 2, D): parts of dk and dv."""
     bh = tl.program_id(0)
     b, h = (bh // heads).to(tl.int64), bh % heads
     d, t = tl.arange(0, BD), tl.arange(0, BT)

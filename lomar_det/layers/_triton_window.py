@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ._triton_common import PRECISION
 from .irpe import NUM_SIDE_BUCKETS, TokenGrid, bucket_table, side_buckets
 
 OUTSIDE = 64  # stands for the zeros outside the window in the table of prefix sums
@@ -83,7 +84,7 @@ def window_forward(
     stride_b, stride_h, stride_n, heads, total, N, scale,
     K: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """One program per (window, head), over and over: q, k, v (B, h, N, D) -> out, as (B, N, h, D)."""
+    """Reads q, k, v (B, h, N, D) with any strides, writes out, as (B, N, h, D)."""
     token, d, column = tl.arange(0, BN), tl.arange(0, BD), tl.arange(0, 64)
     table = tl.load(
         table_ptr + d[:, None] * K + column[None, :],
@@ -93,20 +94,21 @@ def window_forward(
     inside = (token < N)[:, None] & (d < D)[None, :]
     for index in tl.range(tl.program_id(0), total, tl.num_programs(0)):
         b, h = (index // heads).to(tl.int64), index % heads
-        offsets = token[:, None] * stride_n + d[None, :] + b * stride_b + h * stride_h
-        q = tl.load(q_ptr + offsets, mask=inside, other=0.0)
-        k = tl.load(k_ptr + offsets, mask=inside, other=0.0)
-        v = tl.load(v_ptr + offsets, mask=inside, other=0.0)
+        start = b * stride_b + h * stride_h
+        offsets = token[:, None] * stride_n + d[None, :]
+        q = tl.load(q_ptr + start + offsets, mask=inside, other=0.0)
+        k = tl.load(k_ptr + start + offsets, mask=inside, other=0.0)
+        v = tl.load(v_ptr + start + offsets, mask=inside, other=0.0)
         buckets = tl.load(buckets_ptr + token[:, None] * BN + token[None, :])  # (BN, BN)
-        lookup = tl.dot(q, table, input_precision="ieee")  # (BN, 64)
-        logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        lookup = tl.dot(q, table, input_precision=PRECISION)  # (BN, 64)
+        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         logits += tl.gather(lookup, buckets, 1)
         logits = tl.where((token < N)[None, :], logits, float("-inf"))
         p = tl.exp(logits - tl.max(logits, 1)[:, None])
         total_p = tl.sum(p, 1)
-        out = tl.dot(p.to(v.dtype), v, input_precision="ieee") / total_p[:, None]
-        offsets = token[:, None] * (heads * D) + d[None, :] + (b * N * heads + h) * D
-        tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=inside)
+        out = tl.dot(p.to(v.dtype), v, input_precision=PRECISION) / total_p[:, None]
+        out_ptrs = out_ptr + (b * N * heads + h) * D + token[:, None] * (heads * D) + d[None, :]
+        tl.store(out_ptrs, out.to(v.dtype), mask=inside)
 
 
 @triton.jit
@@ -127,33 +129,35 @@ def window_backward(
     inside = (token < N)[:, None] & (d < D)[None, :]
     for index in tl.range(tl.program_id(0), total, tl.num_programs(0)):
         b, h = (index // heads).to(tl.int64), index % heads
-        offsets = token[:, None] * stride_n + d[None, :] + b * stride_b + h * stride_h
-        out_offsets = token[:, None] * (heads * D) + d[None, :] + (b * N * heads + h) * D
-        q = tl.load(q_ptr + offsets, mask=inside, other=0.0)
-        k = tl.load(k_ptr + offsets, mask=inside, other=0.0)
-        v = tl.load(v_ptr + offsets, mask=inside, other=0.0)
-        dout = tl.load(dout_ptr + out_offsets, mask=inside, other=0.0)
+        start = b * stride_b + h * stride_h
+        offsets = token[:, None] * stride_n + d[None, :]
+        out_start = (b * N * heads + h) * D
+        out_offsets = token[:, None] * (heads * D) + d[None, :]
+        q = tl.load(q_ptr + start + offsets, mask=inside, other=0.0)
+        k = tl.load(k_ptr + start + offsets, mask=inside, other=0.0)
+        v = tl.load(v_ptr + start + offsets, mask=inside, other=0.0)
+        dout = tl.load(dout_ptr + out_start + out_offsets, mask=inside, other=0.0)
         buckets = tl.load(buckets_ptr + token[:, None] * BN + token[None, :])  # (BN, BN)
-        lookup = tl.dot(q, table, input_precision="ieee")  # (BN, 64)
-        logits = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        lookup = tl.dot(q, table, input_precision=PRECISION)  # (BN, 64)
+        logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         logits += tl.gather(lookup, buckets, 1)
         logits = tl.where((token < N)[None, :], logits, float("-inf"))
         p = tl.exp(logits - tl.max(logits, 1)[:, None])
         p = p / tl.sum(p, 1)[:, None]
-        dv = tl.dot(tl.trans(p.to(dtype)), dout, input_precision="ieee")
-        tl.store(dv_ptr + out_offsets, dv.to(dtype), mask=inside)
-        dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
+        dv = tl.dot(tl.trans(p.to(dtype)), dout, input_precision=PRECISION)
+        tl.store(dv_ptr + out_start + out_offsets, dv.to(dtype), mask=inside)
+        dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
         ds = (p * (dp - tl.sum(p * dp, 1)[:, None])).to(dtype)  # (BN, BN)
-        dk = tl.dot(tl.trans(ds), q, input_precision="ieee") * scale
-        tl.store(dk_ptr + out_offsets, dk.to(dtype), mask=inside)
-        sums = tl.dot(ds, prefix, input_precision="ieee")  # (BN, BN)
+        dk = tl.dot(tl.trans(ds), q, input_precision=PRECISION) * scale
+        tl.store(dk_ptr + out_start + out_offsets, dk.to(dtype), mask=inside)
+        sums = tl.dot(ds, prefix, input_precision=PRECISION)  # (BN, BN)
         corners = tl.load(corners_ptr + token[:, None] * 64 + column[None, :])  # (BN, 64)
         dlookup = _take(sums, corners, 0) + _take(sums, corners, 8)
         dlookup -= _take(sums, corners, 16) + _take(sums, corners, 24)
         dlookup = dlookup.to(dtype)  # (BN, 64)
-        dtable = tl.dot(tl.trans(q), dlookup, acc=dtable, input_precision="ieee")
-        dq = tl.dot(ds, k, input_precision="ieee") * scale
-        dq = tl.dot(dlookup, tl.trans(table), acc=dq, input_precision="ieee")
-        tl.store(dq_ptr + out_offsets, dq.to(dtype), mask=inside)
+        dtable = tl.dot(tl.trans(q), dlookup, acc=dtable, input_precision=PRECISION)
+        dq = tl.dot(ds, k, input_precision=PRECISION) * scale
+        dq = tl.dot(dlookup, tl.trans(table), acc=dq, input_precision=PRECISION)
+        tl.store(dq_ptr + out_start + out_offsets, dq.to(dtype), mask=inside)
     dtable_ptr += tl.program_id(0) * D * K
     tl.store(dtable_ptr + table_offsets, dtable, mask=in_table)

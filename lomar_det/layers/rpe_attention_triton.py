@@ -1,7 +1,7 @@
 """Fused iRPE attention: exact, linear in memory, deterministic, forward and backward, by Triton.
 
 Two sets of kernels: `_triton_window` for windows of up to 64 tokens, each done by one program, and
-`_triton_grid` for larger grids, with `_triton_cls` for their class token. Both are registered as
+`_triton_grid` for larger grids and for float32, with `_triton_cls` for their class token. Both are registered as
 custom operators, so that torch.compile has no graph break and activation checkpointing, autocast
 and DistributedDataParallel work as with any operator.
 
@@ -21,7 +21,13 @@ import triton
 from torch import Tensor
 
 from ._triton_cls import cls_backward, cls_forward
-from ._triton_grid import grid_backward_kv, grid_backward_q, grid_forward
+from ._triton_grid import (
+    ONE_HOT_COPIES,
+    grid_backward_kv,
+    grid_backward_q,
+    grid_backward_table,
+    grid_forward,
+)
 from ._triton_window import window_backward, window_forward, window_tables
 from .irpe import NUM_SIDE_BUCKETS, TokenGrid, piecewise_index
 
@@ -30,13 +36,15 @@ LOG2E = 1.4426950408889634
 _INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it at import as well
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
-# Launch settings, the fastest of those tried on an H100.
-_WINDOW_FORWARD = {"num_warps": 4, "num_stages": 2}
-_WINDOW_BACKWARD = {"num_warps": 4, "num_stages": 1}
-_WINDOW_PROGRAMS = [8, 3]  # per multiprocessor, forward and backward
-_GRID_FORWARD = {"num_stages": 3}
-_GRID_BACKWARD_Q = {"num_warps": 4, "num_stages": 3}
-_GRID_BACKWARD_KV = {"num_warps": 4, "num_stages": 3}
+# Launch settings, the fastest of those tried on an H100: warps up to head_dim 64 and above, stages.
+_WINDOW_FORWARD = (4, 4, 2)
+_WINDOW_BACKWARD = (4, 8, 1)
+_WINDOW_PROGRAMS = (2, 2)  # per multiprocessor, forward and backward
+_GRID_FORWARD = (8, 8, 3)
+_GRID_FORWARD_SMALL = (4, 8, 3)  # tiles of 64 queries
+_GRID_BACKWARD_Q = (4, 8, 3)
+_GRID_BACKWARD_KV = (4, 8, 3)
+_GRID_BACKWARD_TABLE = (4, 4, 3)
 
 
 def why_unsupported(q: Tensor, grid: TokenGrid) -> str | None:
@@ -50,7 +58,7 @@ def why_unsupported(q: Tensor, grid: TokenGrid) -> str | None:
             return "Triton's interpreter has no bfloat16"
     elif not q.is_cuda:
         return f"the fused kernel needs CUDA, the tensors are on {q.device.type}"
-    elif _capability(q.device)[0] < 8:
+    elif torch.cuda.get_device_capability(q.device)[0] < 8:
         return "the fused kernel needs compute capability 8.0 or newer"
     return None
 
@@ -79,14 +87,9 @@ def fused_rpe_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: To
     if reason is not None:
         raise ValueError(f"{reason}; use attention backend 'matmul' or 'eager'")
     height, width, cls_token = grid
-    if grid.num_tokens <= MAX_WINDOW_TOKENS:
+    if _fits_window(q, grid.num_tokens):
         return torch.ops.lomar_det.irpe_window(q, k, v, table, height, width, cls_token)
     return torch.ops.lomar_det.irpe_grid(q, k, v, table, height, width, cls_token)[0]
-
-
-@lru_cache(maxsize=16)
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
 
 
 @lru_cache(maxsize=16)
@@ -99,6 +102,18 @@ def _num_processors(device: torch.device) -> int:
 def _on_device(tensor: Tensor) -> contextlib.AbstractContextManager:
     """Triton launches on the current device, which need not be the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def _launch(settings: tuple[int, int, int], q: Tensor) -> dict[str, int]:
+    warps, warps_wide, stages = settings
+    if q.dtype == torch.float32:  # smaller tiles, twice the shared memory
+        return {"num_warps": 4, "num_stages": 2}
+    return {"num_warps": warps if q.shape[3] <= 64 else warps_wide, "num_stages": stages}
+
+
+def _fits_window(q: Tensor, num_tokens: int) -> bool:
+    # float32 would need more registers and shared memory than there are, and half a minute to compile
+    return num_tokens <= MAX_WINDOW_TOKENS and q.dtype != torch.float32
 
 
 def _same_layout(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,12 +151,13 @@ def _irpe_window(
     B, h, N, D = q.shape
     out = _empty_rows(q)
     meta = _window_meta(q, table)
-    buckets, _, _ = window_tables(TokenGrid(height, width, cls_token), meta["BN"], q.device, q.dtype)
+    grid = TokenGrid(height, width, cls_token)
+    buckets, _, _ = window_tables(grid, meta["BN"], q.device, q.dtype)
     programs = min(B * h, _WINDOW_PROGRAMS[0] * _num_processors(q.device))
     with _on_device(q):
         window_forward[(programs,)](
             q, k, v, table.contiguous(), buckets, out, *q.stride()[:3], h, B * h, N, D**-0.5,
-            **meta, **_WINDOW_FORWARD,
+            **meta, **_launch(_WINDOW_FORWARD, q),
         )  # fmt: skip
     return out
 
@@ -154,13 +170,14 @@ def _irpe_window_backward(
     B, h, N, D = q.shape
     dq, dk, dv = _empty_rows(q), _empty_rows(q), _empty_rows(q)
     meta = _window_meta(q, table)
-    tables = window_tables(TokenGrid(height, width, cls_token), meta["BN"], q.device, q.dtype)
+    grid = TokenGrid(height, width, cls_token)
+    tables = window_tables(grid, meta["BN"], q.device, q.dtype)
     programs = min(B * h, _WINDOW_PROGRAMS[1] * _num_processors(q.device))
     dtable = q.new_empty(programs, *table.shape, dtype=torch.float32)
     with _on_device(q):
         window_backward[(programs,)](
             q, k, v, table.contiguous(), *tables, _rows_like(dout), dq, dk, dv, dtable,
-            *q.stride()[:3], h, B * h, N, D**-0.5, **meta, **_WINDOW_BACKWARD,
+            *q.stride()[:3], h, B * h, N, D**-0.5, **meta, **_launch(_WINDOW_BACKWARD, q),
         )  # fmt: skip
     return dq, dk, dv, dtable.sum(0).to(table.dtype)
 
@@ -202,11 +219,13 @@ def _block(side: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def _one_hot_distances(reach: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(2 * reach + 1, 8): one-hot 1-D bucket of the distances -reach .. reach."""
+def _one_hot_distances(width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(copies, distances, 8): one-hot 1-D buckets, distance 0 in the middle, for whole tiles."""
+    reach = triton.cdiv(width, 64) * 64
     offset = NUM_SIDE_BUCKETS // 2
     buckets = torch.tensor([piecewise_index(d) + offset for d in range(-reach, reach + 1)])
-    return torch.nn.functional.one_hot(buckets, 8).to(dtype).to(device)
+    one_hot = torch.nn.functional.one_hot(buckets, 8).to(dtype)
+    return one_hot.expand(ONE_HOT_COPIES.value, -1, -1).contiguous().to(device)
 
 
 def _query_meta(tiles: _Tiles, q: Tensor, table: Tensor, grid: TokenGrid, columns: int) -> dict:
@@ -235,12 +254,15 @@ def _irpe_grid(
     out, lookup, lse = _grid_outputs(q, tiles)
     meta = _query_meta(tiles, q, table, grid, tiles.columns)
     programs = B * h * triton.cdiv(width, tiles.columns) * (tiles.YP // tiles.BY)
+    one_hot = _one_hot_distances(width, q.device, q.dtype)
     scale = LOG2E * D**-0.5
+    settings = _GRID_FORWARD if tiles.columns * tiles.BY > 64 else _GRID_FORWARD_SMALL
     with _on_device(q):
         grid_forward[(programs,)](
-            q, k, v, table.contiguous(), out, lookup, lse,
+            q, k, v, table.contiguous(), out, lookup, lse, one_hot,
             *q.stride()[:3], h, height, width, tiles.YP, tiles.slots, scale, D**0.5,
-            **meta, num_warps=8 if tiles.columns * tiles.BY > 64 else 4, **_GRID_FORWARD,
+            one_hot.shape[1] // 2,
+            **meta, **_launch(settings, q),
         )  # fmt: skip
         if cls_token:
             cls_forward[(B * h,)](
@@ -270,16 +292,25 @@ def _irpe_grid_backward(
     dlookup, delta = torch.empty_like(lookup), torch.empty_like(lse)
     tiles_per_head = triton.cdiv(width, tiles.backward_columns) * (tiles.YP // tiles.BY)
     programs = B * h * tiles_per_head
-    dtable = lse.new_empty(programs, *table.shape)
+    table_programs = min(programs, 2 * _num_processors(q.device))
+    dtable = lse.new_empty(table_programs, *table.shape)
     dcls = lse.new_empty(programs if cls_token else 0, 2, D)
     strides = q.stride()[:3]
     scale = LOG2E * D**-0.5
-    one_hot = _one_hot_distances(meta["X_CHUNKS"] * tiles.BX, q.device, q.dtype)
+    one_hot = _one_hot_distances(width, q.device, q.dtype)
     with _on_device(q):
         grid_backward_q[(programs,)](
-            q, k, v, table.contiguous(), out, lookup, lse, dout, dq, dlookup, delta, dtable, dcls,
+            q, k, v, table.contiguous(), out, lookup, lse, dout, one_hot,
+            dq, dlookup, delta, dcls,
             *strides, h, height, width, tiles.YP, tiles.slots, scale, D**0.5,
-            **meta, **_GRID_BACKWARD_Q,
+            one_hot.shape[1] // 2,
+            **meta, **_launch(_GRID_BACKWARD_Q, q),
+        )  # fmt: skip
+        query_tile = {name: meta[name] for name in ("K", "D", "BD", "CLS", "QC", "BY")}
+        grid_backward_table[(table_programs,)](
+            q, dlookup, dcls, dtable,
+            *strides, h, height, width, tiles.YP, tiles.slots, programs,
+            **query_tile, **_launch(_GRID_BACKWARD_TABLE, q),
         )  # fmt: skip
         if cls_token:
             cls_backward[(B * h,)](
@@ -289,10 +320,10 @@ def _irpe_grid_backward(
             )  # fmt: skip
         grid_backward_kv[(B * h * triton.cdiv(height, tiles.rows) * meta["X_CHUNKS"],)](
             q, k, v, lookup, lse, dout, delta, one_hot, dk, dv,
-            *strides, h, height, width, tiles.YP, tiles.slots, scale, one_hot.shape[0] // 2,
+            *strides, h, height, width, tiles.YP, tiles.slots, scale, one_hot.shape[1] // 2,
             D=D, BD=meta["BD"], CLS=meta["CLS"], KR=tiles.rows, BX=tiles.BX, BY=tiles.BY,
             BK=_block(tiles.rows), X_CHUNKS=meta["X_CHUNKS"], Y_CHUNKS=tiles.YP // tiles.BY,
-            **_GRID_BACKWARD_KV,
+            **_launch(_GRID_BACKWARD_KV, q),
         )  # fmt: skip
     return dq, dk, dv, dtable.sum(0).to(table.dtype)
 

@@ -1,0 +1,44 @@
+"""Fixtures of several tests."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from common import ROOT, draw_instances
+
+
+@pytest.fixture(autouse=True)
+def _repeatable():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The developers' real data sets; users do not have them."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there (development and CI only)")
+    return folder
+
+
+@pytest.fixture
+def drawn_set(tmp_path) -> tuple[Path, Path]:
+    """(annotation file, image folder) of a small drawn instance segmentation set."""
+    images = tmp_path / "images"
+    annotations = tmp_path / "annotations.json"
+    annotations.write_text(json.dumps(draw_instances(images)))
+    return annotations, images
+
+
+@pytest.fixture
+def lomar_log(caplog):
+    """Captures our loggers also after a tool has set them up not to propagate."""
+    loggers = [logging.getLogger(name) for name in ("lomar_det", "lomar_pretrain")]
+    for logger in loggers:
+        logger.addHandler(caplog.handler)
+        logger.setLevel(logging.INFO)
+    yield caplog
+    for logger in loggers:
+        logger.removeHandler(caplog.handler)

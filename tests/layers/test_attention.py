@@ -1,0 +1,126 @@
+"""Attention: the fast paths against loops over pairs, gradients included."""
+
+import pytest
+import torch
+
+from lomar_det.layers import Attention, Block, TokenGrid, bucket_table, rpe_attention
+
+GRIDS = [TokenGrid(7, 7, True), TokenGrid(5, 9), TokenGrid(14, 14), TokenGrid(3, 2, True)]
+
+
+def random_inputs(grid, head_dim=8, batch=2, heads=2):
+    shape = (batch, heads, grid.num_tokens, head_dim)
+    qkv = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    table = torch.randn(head_dim, 50, dtype=torch.float64, requires_grad=True)
+    return *qkv, table
+
+
+def literal_attention(q, k, v, table, grid):
+    """Pair by pair, head by head: q is scaled in the first term only."""
+    buckets = bucket_table(grid)
+    out = torch.zeros_like(v)
+    for b in range(q.shape[0]):
+        for h in range(q.shape[1]):
+            logits = torch.stack(
+                [
+                    torch.stack(
+                        [
+                            q[b, h, i] @ k[b, h, j] / q.shape[-1] ** 0.5
+                            + q[b, h, i] @ table[:, buckets[i, j]]
+                            for j in range(grid.num_tokens)
+                        ]
+                    )
+                    for i in range(grid.num_tokens)
+                ]
+            )
+            out[b, h] = logits.softmax(-1) @ v[b, h]
+    return out
+
+
+def gradients(out, inputs):
+    weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+    return torch.autograd.grad((out * weight).sum(), inputs)
+
+
+def test_eager_is_the_literal_formula():
+    grid = TokenGrid(3, 4, True)
+    inputs = random_inputs(grid)
+    out, expected = rpe_attention(*inputs, grid, "eager"), literal_attention(*inputs, grid)
+    torch.testing.assert_close(out, expected)
+    pairs = zip(gradients(out, inputs), gradients(expected, inputs), strict=True)
+    for gradient, reference in pairs:
+        torch.testing.assert_close(gradient, reference)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_matmul_equals_eager(grid):
+    inputs = random_inputs(grid)
+    out, expected = (rpe_attention(*inputs, grid, backend) for backend in ("matmul", "eager"))
+    torch.testing.assert_close(out, expected)
+    pairs = zip(gradients(out, inputs), gradients(expected, inputs), strict=True)
+    for gradient, reference in pairs:
+        torch.testing.assert_close(gradient, reference)
+
+
+def test_query_is_not_scaled_in_the_relative_term():
+    """With one informative bucket the logit is q . R itself, not q . R / sqrt(head_dim)."""
+    grid, head_dim = TokenGrid(1, 2), 64
+    q = torch.ones(1, 1, 2, head_dim, dtype=torch.float64)
+    table = torch.zeros(head_dim, 49, dtype=torch.float64)
+    table[:, bucket_table(grid)[0, 1]] = 1 / head_dim  # q . R = 1 for query 0, key 1
+    v = torch.tensor([[0.0], [1.0]], dtype=torch.float64).expand(1, 1, 2, 1)
+    out = rpe_attention(q, torch.zeros_like(q), v, table, grid, "eager")
+    assert out[0, 0, 0, 0].item() == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item())
+
+
+@pytest.mark.parametrize("height, width", [(8, 8), (9, 5), (4, 4), (3, 11)])
+def test_ragged_windows_attend_inside_each_window_only(height, width):
+    size, dim = 4, 16
+    windowed = Attention(dim, 2, window_size=size).double()
+    torch.nn.init.normal_(windowed.rpe_k.lookup_table_weight)
+    whole = Attention(dim, 2).double()
+    whole.load_state_dict(windowed.state_dict())
+    x = torch.randn(2, height * width, dim, dtype=torch.float64, requires_grad=True)
+    out = windowed(x, TokenGrid(height, width))
+    expected = torch.empty_like(out).view(2, height, width, dim)
+    grid = x.view(2, height, width, dim)
+    for y in range(0, height, size):
+        for col in range(0, width, size):
+            cell = grid[:, y : y + size, col : col + size]
+            h, w = cell.shape[1:3]
+            attended = whole(cell.reshape(2, h * w, dim), TokenGrid(h, w))
+            expected[:, y : y + size, col : col + size] = attended.view(2, h, w, dim)
+    torch.testing.assert_close(out, expected.view_as(out))
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"backend": "magic"}, "magic"),
+        ({"rel_pos": "sinus"}, "sinus"),
+        ({"num_heads": 5}, "multiple of num_heads"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        Attention(**({"dim": 16, "num_heads": 2} | arguments))
+
+
+def test_wrong_number_of_tokens_is_refused():
+    q, k, v, table = random_inputs(TokenGrid(3, 3))
+    with pytest.raises(ValueError, match="9 tokens do not fill"):
+        rpe_attention(q, k, v, table, TokenGrid(3, 3, True))
+
+
+def test_class_token_needs_its_bucket():
+    grid = TokenGrid(2, 2, True)
+    q, k, v, table = random_inputs(grid)
+    with pytest.raises(ValueError, match="bucket 49"):
+        rpe_attention(q, k, v, table[:, :49], grid)
+
+
+def test_block_runs_in_bf16_autocast():
+    block = Block(32, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = block(torch.randn(2, 50, 32), TokenGrid(7, 7, True))
+    assert out.isfinite().all()

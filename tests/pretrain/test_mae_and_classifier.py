@@ -1,0 +1,55 @@
+"""MAE and the classifier: what is particular to them."""
+
+import pytest
+import torch
+
+from lomar_det.layers import TokenGrid
+from lomar_pretrain import MAE, VisionTransformerClassifier
+
+SMALL = dict(img_size=32, patch_size=4, embed_dim=24, depth=2, num_heads=2)
+DECODER = dict(decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2)
+
+
+@pytest.mark.parametrize("rel_pos, abs_pos", [(False, True), (True, False)])
+def test_mae_trains_every_parameter(rel_pos, abs_pos):
+    model = MAE(**SMALL, **DECODER, rel_pos=rel_pos, abs_pos=abs_pos)
+    out = model(torch.randn(2, 3, 32, 32))
+    out.loss.backward()
+    assert out.pred.shape == (2, 64, 48) and (out.mask.sum(1) == 48).all()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without
+
+
+def test_mae_sees_the_visible_patches_only():
+    model = MAE(**SMALL, **DECODER, rel_pos=True, abs_pos=False).eval()
+    torch.nn.init.normal_(model.blocks[0].attn.rpe_k.lookup_table_weight)
+    images, noise = torch.randn(1, 3, 32, 32), torch.rand(1, 64)
+    first = model(images, noise)
+    hidden = first.mask.view(1, 1, 8, 8).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    second = model(torch.where(hidden, torch.randn_like(images), images), noise)
+    torch.testing.assert_close(first.pred, second.pred)
+
+
+def test_mae_encoder_does_not_depend_on_the_order_of_patches():
+    model = MAE(**SMALL, **DECODER, rel_pos=True, abs_pos=True).eval()
+    torch.nn.init.normal_(model.blocks[0].attn.rpe_k.lookup_table_weight)
+    patches, ids = torch.randn(1, 64, 48), torch.randperm(64)[None, :16]
+    order = torch.randperm(16)
+    first, second = model.encode(patches, ids), model.encode(patches, ids[:, order])
+    torch.testing.assert_close(first[:, 1:][:, order], second[:, 1:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rel_pos, abs_pos", [(True, False), (False, True)])
+def test_classifier_pools_patch_tokens_then_normalises(rel_pos, abs_pos):
+    model = VisionTransformerClassifier(
+        **SMALL, num_classes=5, rel_pos=rel_pos, abs_pos=abs_pos
+    ).eval()
+    images = torch.randn(2, 3, 32, 32)
+    x = model.patch_embed(images)
+    if abs_pos:
+        x = x + model.pos_embed[:, 1:]
+    x = model.forward_blocks(model.with_cls_token(x), TokenGrid(8, 8, cls_token=True))
+    features = model.fc_norm(x[:, 1:].mean(1))
+    torch.testing.assert_close(model.forward_features(images), features)
+    torch.testing.assert_close(model(images), model.head(features))
+    assert not {"norm.weight", "norm.bias"} & set(model.state_dict())
