@@ -158,5 +158,7 @@ def stream_loader(
         num_workers=num_workers,
         collate_fn=collate_fn,
         worker_init_fn=quiet_worker,
+        # Starting the loader draws a number: not from the generator that the model's step uses.
+        generator=torch.Generator().manual_seed(seed),
         pin_memory=pin_memory,
     )

@@ -9,9 +9,18 @@ import torch
 from common import ROOT, draw_instances
 
 
+LOGGERS = ("detectron2", "fvcore", "lomar_det", "lomar_pretrain")
+
+
 @pytest.fixture(autouse=True)
-def _repeatable():
+def _independent():
+    """Seeded, and without the log handlers of the test before, whose streams are closed."""
     torch.manual_seed(0)
+    yield
+    for logger in map(logging.getLogger, LOGGERS):
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+            handler.close()
 
 
 @pytest.fixture
@@ -35,7 +44,7 @@ def drawn_set(tmp_path) -> tuple[Path, Path]:
 @pytest.fixture
 def lomar_log(caplog):
     """Captures our loggers also after a tool has set them up not to propagate."""
-    loggers = [logging.getLogger(name) for name in ("lomar_det", "lomar_pretrain")]
+    loggers = [logging.getLogger(name) for name in LOGGERS if name.startswith("lomar")]
     for logger in loggers:
         logger.addHandler(caplog.handler)
         logger.setLevel(logging.INFO)

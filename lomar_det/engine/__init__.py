@@ -1,7 +1,7 @@
 """What both stages add to detectron2's trainer."""
 
 from .checkpointer import Checkpointer, load_plain, save_atomically
-from .hooks import SeedEachStep, StopOnSignal, Throughput
+from .hooks import SeedEachStep, StopOnSignal, Throughput, writer_hook
 from .launch import add_run_arguments, pick_device, run_tool, setup_run
 from .precision import autocast, resolve_precision
 from .schedules import step_schedule, warmup_cosine_schedule
@@ -23,4 +23,5 @@ __all__ = [
     "setup_run",
     "step_schedule",
     "warmup_cosine_schedule",
+    "writer_hook",
 ]

@@ -3,11 +3,13 @@
 import argparse
 import json
 import logging
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from detectron2.config import LazyConfig, instantiate
-from detectron2.engine import create_ddp_model, default_writers, hooks
+from detectron2.engine import create_ddp_model, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
@@ -19,7 +21,7 @@ from ..errors import UserError
 from ..stream import seed_everything
 from .checkpointer import Checkpointer
 from .config import load_config
-from .hooks import SeedEachStep, StopOnSignal, Throughput
+from .hooks import SeedEachStep, StopOnSignal, Throughput, writer_hook
 from .launch import setup_run
 from .precision import autocast, resolve_precision
 from .trainer import Trainer
@@ -68,9 +70,17 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict:
         results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
-        path = Path(cfg.train.output_dir, "metrics_test.json")
-        path.write_text(json.dumps(results, indent=2) + "\n")
+        write_results(results, Path(cfg.train.output_dir, "metrics_test.json"))
     return results
+
+
+def write_results(results: dict, path: Path) -> None:
+    """COCO results as JSON; a metric without ground truth (no large objects, say) is null."""
+    plain = {
+        task: {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        for task, metrics in results.items()
+    }
+    path.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
 
 def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool) -> dict:
@@ -92,7 +102,13 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
         clip_grad_norm=cfg.train.clip_grad_norm,
     )
     checkpointer.add_checkpointable("trainer", trainer)
-    trainer.register_hooks(_hooks(cfg, model, trainer, checkpointer))
+    results: dict = {}
+
+    def evaluate_and_keep() -> dict:
+        results.update(evaluate(cfg, model))
+        return results
+
+    trainer.register_hooks(_hooks(cfg, evaluate_and_keep, checkpointer))
 
     start_iter = 0
     if resume and checkpointer.has_checkpoint():
@@ -107,10 +123,10 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
     cfg.dataloader.train.accumulation_steps = cfg.train.accumulation_steps
     trainer.data_loader = instantiate(cfg.dataloader.train)
     trainer.train(start_iter, cfg.train.max_iter)
-    return getattr(trainer, "_last_eval_results", {})
+    return results
 
 
-def _hooks(cfg: DictConfig, model: nn.Module, trainer: Trainer, checkpointer) -> list:
+def _hooks(cfg: DictConfig, evaluate_and_keep: Callable[[], dict], checkpointer) -> list:
     settings, is_main = cfg.train, comm.is_main_process()
     # Last in the list what reads the results of the others; StopOnSignal after the writers.
     return [
@@ -126,10 +142,8 @@ def _hooks(cfg: DictConfig, model: nn.Module, trainer: Trainer, checkpointer) ->
         )
         if is_main
         else None,
-        hooks.EvalHook(settings.eval_period, lambda: evaluate(cfg, model)),
-        hooks.PeriodicWriter(
-            default_writers(settings.output_dir, settings.max_iter), period=settings.log_period
-        )
+        hooks.EvalHook(settings.eval_period, evaluate_and_keep),
+        writer_hook(settings.output_dir, settings.max_iter, settings.log_period)
         if is_main
         else None,
         StopOnSignal(checkpointer),

@@ -2,9 +2,12 @@
 
 import logging
 import signal
+from pathlib import Path
 
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils import comm
+from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 
 from ..stream import get_rank, mix_seed, seed_everything
 
@@ -36,6 +39,20 @@ class Throughput(HookBase):
         if history is not None:
             speed = self.total_batch_size / max(history.latest(), 1e-9)
             self.trainer.storage.put_scalar("img_per_s", speed)
+
+
+def writer_hook(output_dir: str | Path, max_iter: int, period: int) -> PeriodicWriter:
+    """detectron2's usual writers: terminal, ``metrics.json``, TensorBoard.
+
+    Metrics are medians over exactly the ``period`` iterations since the last line, so a line does
+    not depend on where the run was resumed, and with a period of 1 it holds the losses themselves.
+    """
+    writers = [
+        CommonMetricPrinter(max_iter),
+        JSONWriter(str(Path(output_dir, "metrics.json")), window_size=period),
+        TensorboardXWriter(str(output_dir), window_size=period),
+    ]
+    return PeriodicWriter(writers, period=period)
 
 
 class StopOnSignal(HookBase):

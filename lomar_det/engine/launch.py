@@ -66,6 +66,7 @@ def setup_run(cfg: DictConfig) -> torch.device:
             ) from None
     comm.synchronize()
     for name, abbreviation in _LOGGERS.items():
+        _close_handlers(logging.getLogger(name))  # of an earlier run in this process
         setup_logger(str(output_dir), comm.get_rank(), name=name, abbrev_name=abbreviation)
     device = pick_device(cfg.train.device)
     cfg.train.device = str(device)
@@ -81,6 +82,13 @@ def setup_run(cfg: DictConfig) -> torch.device:
 
 
 _LOGGERS = {"detectron2": "d2", "fvcore": "fvcore", "lomar_det": "lomar", "lomar_pretrain": "lomar"}
+
+
+def _close_handlers(logger: logging.Logger) -> None:
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    setup_logger.cache_clear()  # it would otherwise remember that they are there
 
 
 def run_tool(main: Callable, args: argparse.Namespace) -> None:

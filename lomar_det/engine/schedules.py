@@ -38,8 +38,10 @@ def step_schedule(
         warmup_iters: Linear warm-up; shortened to a tenth of a run that is shorter than ten times.
         milestones: As shares of the run.
     """
-    steps = [round(m * max_iter) for m in milestones]
+    # In fine units of the whole run: fvcore refuses milestones of a run of few iterations.
+    units = 10**9
+    steps = [round(milestone * units) for milestone in milestones]
     values = [gamma**i for i in range(len(steps) + 1)]
-    schedule = MultiStepParamScheduler(values, milestones=steps, num_updates=max_iter)
+    schedule = MultiStepParamScheduler(values, milestones=steps, num_updates=units)
     warmup = min(warmup_iters, max_iter // 10) / max_iter
     return WarmupParamScheduler(schedule, warmup_factor, warmup) if warmup else schedule

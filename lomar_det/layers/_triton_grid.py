@@ -18,7 +18,8 @@ A class token shifts the logits of all patches to it by T[i, 49], which starts t
 row of logits is shifted as a whole, which softmax cancels. See `_triton_cls.py`.
 
 ``one_hot`` comes from a small table (distances, 8) of the column bucket of every distance, whose
-row ``x_zero`` is distance 0: built in registers in a loop, it would serialise the tensor cores.
+row ``x_zero`` is distance 0: built in registers in a loop, it would serialise the tensor cores. The
+table has many copies: when all programs read one, a few cache lines of it took half the run time.
 
 Shapes: BH batch * heads, N tokens, D head_dim (BD the next power of two), K buckets in the table,
 H x W grid, XP x YP the grid with sides padded to whole tiles; QC columns of BY queries per tile,
@@ -46,7 +47,7 @@ def _load_lookup_table(table_ptr, dtype, K: tl.constexpr, D: tl.constexpr, BD: t
 
 @triton.jit
 def _one_hot_copy(x_zero):
-    """Offset of this program's copy of the table: reading a single one, all would wait for it."""
+    """Offset of this program's copy of the table."""
     return tl.program_id(0) % ONE_HOT_COPIES * ((2 * x_zero + 1) * 8)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from detectron2.config import instantiate
-from detectron2.engine import create_ddp_model, default_writers, hooks
+from detectron2.engine import create_ddp_model, hooks
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from timm.optim import param_groups_weight_decay
@@ -28,6 +28,7 @@ from lomar_det.engine import (
     resolve_precision,
     setup_run,
     warmup_cosine_schedule,
+    writer_hook,
 )
 from lomar_det.engine.config import load_config
 from lomar_det.errors import UserError
@@ -137,7 +138,6 @@ def _compute_losses(device: torch.device):
 def _hooks(cfg: DictConfig, checkpointer, schedule, iters_per_epoch: int, max_iter: int) -> list:
     settings, is_main = cfg.train, comm.is_main_process()
     period = max(1, round(settings.checkpoint_epochs * iters_per_epoch))
-    writers = default_writers(settings.output_dir, max_iter) if is_main else []
     return [
         SeedEachStep(settings.seed),
         hooks.IterationTimer(),
@@ -148,7 +148,7 @@ def _hooks(cfg: DictConfig, checkpointer, schedule, iters_per_epoch: int, max_it
         )
         if is_main
         else None,
-        hooks.PeriodicWriter(writers, period=settings.log_period) if is_main else None,
+        writer_hook(settings.output_dir, max_iter, settings.log_period) if is_main else None,
         StopOnSignal(checkpointer),
     ]
 

@@ -1,0 +1,146 @@
+"""COCO-format data of one's own: what follows from the files, and what is refused."""
+
+import json
+
+import pytest
+from common import ROOT, data_settings
+from detectron2.config import instantiate
+from detectron2.data import MetadataCatalog
+
+from lomar_det.data import configure_data, read_coco_summary
+from lomar_det.engine.config import load_config
+from lomar_det.errors import UserError
+
+CONFIG = ROOT / "configs/custom/mask_rcnn_lomar_vit_tiny.py"
+
+
+def edit(annotations, change):
+    data = json.loads(annotations.read_text())
+    change(data)
+    annotations.write_text(json.dumps(data))
+
+
+def configured(drawn_set, *opts):
+    cfg = load_config(CONFIG, [*data_settings(*drawn_set), *opts])
+    configure_data(cfg)
+    return cfg
+
+
+def test_classes_come_from_the_file(drawn_set):
+    cfg = configured(drawn_set)
+    assert cfg.model.roi_heads.num_classes == 2
+    model = instantiate(cfg.model)
+    assert model.roi_heads.box_predictor.cls_score.out_features == 3
+    assert model.roi_heads.mask_head.predictor.out_channels == 2
+    # in the order of the ids, which have holes
+    assert MetadataCatalog.get("custom_train").thing_classes == ["disc", "square"]
+
+
+def test_boxes_only_turns_the_mask_head_off_and_says_so(drawn_set, lomar_log):
+    edit(drawn_set[0], lambda d: [a.pop("segmentation") for a in d["annotations"]])
+    cfg = configured(drawn_set)
+    assert "boxes only: the mask head is off" in lomar_log.text
+    assert not hasattr(instantiate(cfg.model).roi_heads, "mask_head")
+    assert not cfg.dataloader.train.mapper.use_instance_mask
+
+
+def test_iterations_follow_from_epochs(drawn_set):
+    cfg = configured(drawn_set, "train.epochs=5", "dataloader.train.total_batch_size=4")
+    assert cfg.train.max_iter == 8  # ceil(5 * 6 / 4)
+
+
+def test_crowded_pictures_keep_more_detections(drawn_set):
+    def crowd(data):
+        first = data["annotations"][0]
+        data["annotations"] += [first | {"id": 1000 + i} for i in range(130)]
+
+    edit(drawn_set[0], crowd)
+    cfg = configured(drawn_set)
+    assert cfg.model.roi_heads.box_predictor.test_topk_per_image == 200
+    assert cfg.dataloader.evaluator.max_dets_per_image == 200
+
+
+def test_rle_masks_are_read_as_bitmasks(drawn_set):
+    rle = {"size": [64, 96], "counts": [10, 6134]}
+    edit(drawn_set[0], lambda d: d["annotations"][0].update(segmentation=rle))
+    assert configured(drawn_set).dataloader.train.mapper.instance_mask_format == "bitmask"
+
+
+def test_crowds_do_not_count(drawn_set):
+    before = read_coco_summary(*drawn_set)
+    edit(drawn_set[0], lambda d: d["annotations"][0].update(iscrowd=1))
+    assert read_coco_summary(*drawn_set).num_instances == before.num_instances - 1
+
+
+BROKEN = {
+    "missing picture": (lambda d: d["images"][0].update(file_name="gone.png"), "gone.png"),
+    "no categories key": (lambda d: d.pop("categories"), "'categories'"),
+    "no categories": (lambda d: d["categories"].clear(), "no categories"),
+    "no images": (lambda d: (d["images"].clear(), d["annotations"].clear()), "no images"),
+    "no bbox": (lambda d: d["annotations"][1].pop("bbox"), "entry 1.*'bbox'"),
+    "no width": (lambda d: d["images"][2].pop("width"), "entry 2.*'width'"),
+    "unknown image": (lambda d: d["annotations"][0].update(image_id=99), "unknown image_id"),
+    "unknown category": (lambda d: d["annotations"][0].update(category_id=5), "category_id"),
+    "same id twice": (lambda d: d["annotations"][1].update(id=1), "an id that another"),
+    "not a list": (lambda d: d.update(images={}), "no list 'images'"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_annotations_are_one_clear_error(drawn_set, name):
+    change, words = BROKEN[name]
+    edit(drawn_set[0], change)
+    with pytest.raises(UserError, match=words) as error:
+        read_coco_summary(*drawn_set)
+    assert str(drawn_set[0]) in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '"x"'])
+def test_files_that_are_not_coco_json_are_named(drawn_set, content):
+    drawn_set[0].write_text(content)
+    with pytest.raises(UserError, match="annotations.json"):
+        read_coco_summary(*drawn_set)
+
+
+def test_missing_files_and_settings_are_named(drawn_set, tmp_path):
+    with pytest.raises(UserError, match="nothing.json does not exist; set data"):
+        read_coco_summary(tmp_path / "nothing.json", drawn_set[1])
+    with pytest.raises(UserError, match="image folder .*elsewhere does not exist"):
+        read_coco_summary(drawn_set[0], tmp_path / "elsewhere")
+    cfg = load_config(CONFIG, [f"data.val.annotations={drawn_set[0]}"])
+    with pytest.raises(UserError, match="data.val.images is not set"):
+        configure_data(cfg)
+
+
+def test_different_categories_are_refused(drawn_set, tmp_path):
+    other = tmp_path / "other.json"
+    other.write_text(drawn_set[0].read_text().replace("disc", "ring"))
+    with pytest.raises(UserError, match="different categories"):
+        configured(drawn_set, f"data.val.annotations={other}")
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("train.epoch=3", "no setting 'train.epoch'.*epochs"),
+        ("data.trian.images=x", "no setting"),
+        ("nonsense", "not an override"),
+        ("model.backbone.net.embed_dim", "not an override"),
+    ],
+)
+def test_mistyped_overrides_are_refused(override, words):
+    with pytest.raises(UserError, match=words):
+        load_config(CONFIG, [override])
+
+
+def test_missing_config_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere.py does not exist"):
+        load_config(tmp_path / "nowhere.py", [])
+
+
+def test_shared_sets_are_understood(shared_data):
+    kinds = {"nuclei-dsb2018": (1, True), "coco-permissive": (80, True), "bccd-boxes": (3, False)}
+    for name, (classes, masks) in kinds.items():
+        folder = shared_data / name
+        summary = read_coco_summary(folder / "annotations_train.json", folder / "images")
+        assert (len(summary.class_names), summary.has_masks) == (classes, masks)

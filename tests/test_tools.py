@@ -1,0 +1,165 @@
+"""The two tools end to end on small pictures: results, resume, evaluation, mixed sizes."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from common import TINY_DETECTOR, TINY_PRETRAIN, data_settings, tool_args
+from detectron2.config import instantiate
+
+from lomar_det.data import configure_data
+from lomar_det.engine import detection, load_plain
+from lomar_det.engine.config import load_config
+from lomar_det.errors import UserError
+from lomar_pretrain import engine as pretraining
+
+PRETRAIN, DETECT = "pretrain/lomar_vit_tiny.py", "custom/mask_rcnn_lomar_vit_tiny.py"
+SIX = {"AP", "AP50", "AP75", "APs", "APm", "APl"}
+
+
+def pretrain(images, output, *opts, resume=False):
+    settings = [*TINY_PRETRAIN, f"data.path={images}", f"train.output_dir={output}", *opts]
+    return pretraining.main(tool_args(PRETRAIN, *settings, resume=resume))
+
+
+def detect(drawn_set, output, *opts, **flags):
+    settings = [*TINY_DETECTOR, *data_settings(*drawn_set), f"train.output_dir={output}", *opts]
+    return detection.main(tool_args(DETECT, *settings, **flags))
+
+
+def read_losses(output):
+    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    losses = {}
+    for line in lines:
+        parts = [key for key in line if "loss" in key]
+        if parts:
+            losses[line["iteration"]] = {key: line[key] for key in parts}
+    return losses
+
+
+def rewind(output, checkpoint):
+    """As if the run had been killed right after this checkpoint."""
+    for path in output.glob("model_*.pth"):
+        if path.name > checkpoint:
+            path.unlink()
+    (output / "metrics.json").unlink()
+    (output / "last_checkpoint").write_text(checkpoint)
+
+
+def assert_same_model(first, second):
+    a, b = load_plain(first)["model"], load_plain(second)["model"]
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_pretraining_writes_what_the_next_stage_needs(drawn_set, tmp_path):
+    backbone = pretrain(drawn_set[1], tmp_path / "out", "train.epochs=2")
+    data = load_plain(backbone)
+    assert data["meta"]["method"] == "lomar" and data["meta"]["embed_dim"] == 32
+    assert "blocks.1.attn.rpe_k.lookup_table_weight" in data["model"]
+    for name in ("backbone_final.safetensors", "loss.png", "reconstruction.png", "config.yaml"):
+        assert (tmp_path / "out" / name).stat().st_size > 0
+
+
+def test_pretraining_resumes_bit_for_bit(drawn_set, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    settings = ["train.epochs=6", "train.checkpoint_epochs=1", "train.max_to_keep=9"]
+    pretrain(drawn_set[1], whole, *settings)
+    shutil.copytree(whole, cut)
+    rewind(cut, "model_0000002.pth")
+    # another number of workers must change nothing either
+    pretrain(drawn_set[1], cut, *settings, "data.num_workers=1", resume=True)
+    losses = read_losses(whole)
+    assert read_losses(cut) == {i: loss for i, loss in losses.items() if i > 2} and len(losses) == 6
+    assert_same_model(whole / "model_final.pth", cut / "model_final.pth")
+
+
+def test_detector_from_pretraining_to_six_coco_numbers(drawn_set, tmp_path, capsys):
+    backbone = pretrain(drawn_set[1], tmp_path / "pre", "train.epochs=1", "train.warmup_epochs=0")
+    results = detect(drawn_set, tmp_path / "out", f"train.init_checkpoint={backbone}")
+    assert results.keys() == {"bbox", "segm"}
+    assert SIX <= results["bbox"].keys() and SIX <= results["segm"].keys()
+    capsys.readouterr()
+    again = detect(
+        drawn_set,
+        tmp_path / "eval",
+        f"train.init_checkpoint={tmp_path / 'out' / 'model_final.pth'}",
+        eval_only=True,
+    )
+    for task, metrics in results.items():
+        for name, value in metrics.items():
+            other = again[task][name]
+            assert other == value or (math.isnan(other) and math.isnan(value))
+    printed = capsys.readouterr()
+    assert "AP,AP50,AP75,APs,APm,APl" in printed.out + printed.err
+    written = json.loads((tmp_path / "eval" / "metrics_test.json").read_text())
+    assert SIX <= written["segm"].keys()
+
+
+def test_detector_resumes_bit_for_bit(drawn_set, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    settings = [
+        "train.checkpointer.period=1",
+        "train.checkpointer.max_to_keep=9",
+        "model.backbone.net.drop_path_rate=0.2",
+    ]
+    detect(drawn_set, whole, *settings)
+    shutil.copytree(whole, cut)
+    rewind(cut, "model_0000001.pth")
+    detect(drawn_set, cut, *settings, "dataloader.train.num_workers=1", resume=True)
+    losses = read_losses(whole)
+    assert read_losses(cut) == {i: loss for i, loss in losses.items() if i > 1} and len(losses) == 4
+    assert_same_model(whole / "model_final.pth", cut / "model_final.pth")
+
+
+@pytest.mark.parametrize("sizes", [[(480, 640)], [(64, 96), (96, 64)], [(50, 333), (128, 128)]])
+def test_any_sizes_go_through_the_whole_detector(drawn_set, sizes):
+    cfg = load_config(
+        tool_args(DETECT).config_file, [*TINY_DETECTOR, *data_settings(*drawn_set)]
+    )
+    configure_data(cfg)
+    torch.manual_seed(0)
+    model = instantiate(cfg.model).eval()
+    batch = [
+        {"image": torch.randint(0, 255, (3, *size)).float(), "height": size[0], "width": size[1]}
+        for size in sizes
+    ]
+    with torch.no_grad():
+        outputs = model(batch)
+        padded = model.preprocess_image(batch).tensor
+    assert padded.shape[-2] % 32 == 0 and padded.shape[-1] % 32 == 0
+    for output, (height, width) in zip(outputs, sizes, strict=True):
+        boxes = output["instances"].pred_boxes.tensor
+        assert output["instances"].image_size == (height, width)
+        assert (boxes[:, 2] <= width).all() and (boxes[:, 3] <= height).all()
+
+
+def test_boxes_only_trains_without_masks(drawn_set, tmp_path):
+    annotations, images = drawn_set
+    data = json.loads(annotations.read_text())
+    for annotation in data["annotations"]:
+        del annotation["segmentation"]
+    annotations.write_text(json.dumps(data))
+    assert detect(drawn_set, tmp_path / "out", "train.max_iter=2").keys() == {"bbox"}
+
+
+def test_a_picture_that_cannot_be_read_is_named(drawn_set, tmp_path):
+    (drawn_set[1] / "002.png").write_bytes(b"not a picture")
+    with pytest.raises(UserError, match="002.png"):
+        pretrain(drawn_set[1], tmp_path / "out", "train.epochs=2")
+
+
+@pytest.mark.parametrize("eval_only", [True, False])
+def test_wrong_checkpoints_are_refused(drawn_set, tmp_path, eval_only):
+    with pytest.raises(UserError, match="gone.pth does not exist"):
+        detect(drawn_set, tmp_path, "train.init_checkpoint=gone.pth", eval_only=eval_only)
+
+
+def test_evaluation_needs_a_whole_detector(drawn_set, tmp_path):
+    backbone = pretrain(drawn_set[1], tmp_path / "pre", "train.epochs=1", "train.warmup_epochs=0")
+    with pytest.raises(UserError, match="not a checkpoint of the whole detector"):
+        detect(drawn_set, tmp_path, f"train.init_checkpoint={backbone}", eval_only=True)
+    with pytest.raises(UserError, match="--eval-only needs weights"):
+        detect(drawn_set, tmp_path, eval_only=True)
