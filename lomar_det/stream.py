@@ -117,9 +117,18 @@ class SeededDataset(Dataset):
 
 
 def quiet_worker(_: int) -> None:
-    """Workers leave Ctrl-C to the main process, and end on SIGTERM whatever that one does."""
+    """Workers leave Ctrl-C and the first SIGTERM to the main process.
+
+    Both often reach the whole process group: a worker that died of it would end the run before the
+    main process has written its checkpoint. A second SIGTERM, for instance the loader's, counts.
+    """
+
+    def ignore_once(*_) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, ignore_once)
     torch.set_num_threads(1)
 
 

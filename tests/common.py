@@ -80,9 +80,7 @@ def draw_instances(folder: Path, num_images: int = 6, seed: int = 0) -> dict:
             )
         name = f"{image_id:03d}.png"
         image.save(folder / name)
-        data["images"].append(
-            {"id": image_id, "file_name": name, "width": width, "height": height}
-        )
+        data["images"].append({"id": image_id, "file_name": name, "width": width, "height": height})
     return data
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from common import ROOT, draw_instances
 
-
 LOGGERS = ("detectron2", "fvcore", "lomar_det", "lomar_pretrain")
 
 

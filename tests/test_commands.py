@@ -1,6 +1,7 @@
 """The commands as users type them: one-line errors, exit codes, clean ends on signals."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ def start(arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -72,6 +74,7 @@ def test_a_stopped_run_resumes(drawn_set, tmp_path, number):
         f"train.output_dir={output}",
         "train.epochs=100000",
         "train.checkpoint_epochs=100000",
+        "data.num_workers=1",
     ]
     process = start([*PRETRAIN, *settings])
     metrics = output / "metrics.json"
@@ -79,7 +82,7 @@ def test_a_stopped_run_resumes(drawn_set, tmp_path, number):
     while not (metrics.is_file() and metrics.read_text().count("\n") > 3):
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
         time.sleep(0.2)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal and many schedulers do: workers included
     code, _, err = finish(process)
     assert code == 128 + number and "Traceback" not in err
     done = int((output / "last_checkpoint").read_text()[6:13])

@@ -90,7 +90,8 @@ def _configure_max_detections(cfg: DictConfig, max_instances: int) -> None:
     if limit != 100:
         logger.info("Up to %d objects in a picture: keeping %d detections", max_instances, limit)
     cfg.model.roi_heads.box_predictor.test_topk_per_image = limit
-    cfg.dataloader.evaluator.max_dets_per_image = limit
+    if cfg.dataloader.get("evaluator") is not None:
+        cfg.dataloader.evaluator.max_dets_per_image = limit
 
 
 def _configure_iterations(cfg: DictConfig, num_images: int) -> None:

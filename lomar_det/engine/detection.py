@@ -63,6 +63,9 @@ def _evaluate_checkpoint(cfg: DictConfig, model: nn.Module) -> dict:
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> dict:
     """COCO metrics on ``cfg.dataloader.test``: printed, and written to ``metrics_test.json``."""
+    if cfg.dataloader.get("evaluator") is None:
+        logger.warning("dataloader.evaluator is null: nothing is evaluated")
+        return {}
     device = torch.device(cfg.train.device)
     cfg.dataloader.evaluator.output_dir = str(Path(cfg.train.output_dir, "inference"))
     evaluator = instantiate(cfg.dataloader.evaluator)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .irpe import IRPE, NUM_BUCKETS, TokenGrid
 from .rpe_attention import BACKENDS, indexed_rpe_attention, rpe_attention
-from .windows import map_ragged_windows, pad_to_windows, partition, unpartition
+from .windows import map_even_windows, pad_to_windows, partition, unpartition
 
 REL_POS = ("irpe", "decomposed", "none")
 
@@ -18,9 +18,9 @@ REL_POS = ("irpe", "decomposed", "none")
 class Attention(nn.Module):
     """Self-attention over a grid of tokens, whole or in windows.
 
-    With ``rel_pos="irpe"`` windows at the edge of the grid are smaller than the others and nothing
-    is padded: the encoding serves any window shape, and zero tokens, which pretraining never saw,
-    take no part. With ``decomposed`` or ``none`` the grid is padded with zero tokens that take
+    With ``rel_pos="irpe"`` a grid is cut into windows as equal as possible, of at most
+    ``window_size``, and nothing is padded: the encoding serves any window shape, and zero tokens,
+    which pretraining never saw, take no part. With ``decomposed`` or ``none`` the grid is padded with zero tokens that take
     part in attention, exactly as in detectron2's ViT.
 
     Args:
@@ -30,7 +30,7 @@ class Attention(nn.Module):
         rel_pos: ``irpe``, ``decomposed`` (detectron2's ViTDet) or ``none``.
         num_buckets: Rows of the iRPE table: 50, or 49 where no class token ever takes part.
         input_size: (H, W) for which decomposed tables are laid out; ``window_size`` overrules it.
-        window_size: Side of the attention windows in tokens; 0 attends globally.
+        window_size: Largest side of an attention window in tokens; 0 attends globally.
         backend: See `rpe_attention`.
     """
 
@@ -83,7 +83,7 @@ class Attention(nn.Module):
         H, W, k = grid.height, grid.width, self.window_size
         x = x.view(B, H, W, C)
         if self.rel_pos == "irpe":
-            x = map_ragged_windows(self.qkv(x), k, lambda w, *hw: self._attend(w, TokenGrid(*hw)))
+            x = map_even_windows(self.qkv(x), k, lambda w, *hw: self._attend(w, TokenGrid(*hw)))
         else:
             x = pad_to_windows(x, k)
             padded = x.shape[1:3]

@@ -30,19 +30,23 @@ def pad_to_windows(x: Tensor, window_size: int) -> Tensor:
 
 
 def strips(size: int, window_size: int) -> Iterator[tuple[slice, int]]:
-    """One side of a grid as whole windows, then the rest: (slice, window side) of each strip."""
-    whole = size - size % window_size
-    if whole:
-        yield slice(0, whole), window_size
-    if whole < size:
-        yield slice(whole, size), size - whole
+    """One side of a grid in windows as equal as possible: (slice, window side) of each strip.
+
+    As few windows as ``window_size`` allows; the first strip holds those that are one token larger.
+    64 tokens in windows of at most 14 are four of 13 and one of 12, not four of 14 and one of 8.
+    """
+    count = -(-size // window_size)
+    side, larger = divmod(size, count)
+    edge = larger * (side + 1)
+    if larger:
+        yield slice(0, edge), side + 1
+    yield slice(edge, size), side
 
 
-def map_ragged_windows(x: Tensor, window_size: int, attend) -> Tensor:
+def map_even_windows(x: Tensor, window_size: int, attend) -> Tensor:
     """Applies ``attend(windows, height, width)`` to all windows of a grid, without padding.
 
-    The windows at the bottom and right edge are simply smaller, so that at most four calls serve
-    any grid: whole windows, right edge, bottom edge, corner.
+    Windows differ by one token at most (see `strips`), so that at most four calls serve any grid.
 
     Args:
         x: (B, H, W, C).

@@ -8,8 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from lomar_det.engine import Checkpointer, StopOnSignal, Trainer, resolve_precision
-from lomar_det.engine import step_schedule, warmup_cosine_schedule
+from lomar_det.engine import (
+    Checkpointer,
+    StopOnSignal,
+    Trainer,
+    resolve_precision,
+    step_schedule,
+    warmup_cosine_schedule,
+)
 from lomar_det.errors import UserError
 
 

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lomar_det.layers import Attention, Block, TokenGrid, bucket_table, rpe_attention
+from lomar_det.layers.windows import strips
 
 GRIDS = [TokenGrid(7, 7, True), TokenGrid(5, 9), TokenGrid(14, 14), TokenGrid(3, 2, True)]
 
@@ -73,8 +76,12 @@ def test_query_is_not_scaled_in_the_relative_term():
     assert out[0, 0, 0, 0].item() == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item())
 
 
+CUTS = {3: [3], 4: [4], 5: [3, 2], 8: [4, 4], 9: [3, 3, 3], 11: [4, 4, 3]}
+
+
 @pytest.mark.parametrize("height, width", [(8, 8), (9, 5), (4, 4), (3, 11)])
-def test_ragged_windows_attend_inside_each_window_only(height, width):
+def test_windows_cover_the_grid_evenly_and_do_not_mix(height, width):
+    """Against a loop over windows, each attended to on its own."""
     size, dim = 4, 16
     windowed = Attention(dim, 2, window_size=size).double()
     torch.nn.init.normal_(windowed.rpe_k.lookup_table_weight)
@@ -82,15 +89,29 @@ def test_ragged_windows_attend_inside_each_window_only(height, width):
     whole.load_state_dict(windowed.state_dict())
     x = torch.randn(2, height * width, dim, dtype=torch.float64, requires_grad=True)
     out = windowed(x, TokenGrid(height, width))
-    expected = torch.empty_like(out).view(2, height, width, dim)
-    grid = x.view(2, height, width, dim)
-    for y in range(0, height, size):
-        for col in range(0, width, size):
-            cell = grid[:, y : y + size, col : col + size]
+    rows = []
+    for row in x.view(2, height, width, dim).split(CUTS[height], dim=1):
+        cells = []
+        for cell in row.split(CUTS[width], dim=2):
             h, w = cell.shape[1:3]
             attended = whole(cell.reshape(2, h * w, dim), TokenGrid(h, w))
-            expected[:, y : y + size, col : col + size] = attended.view(2, h, w, dim)
-    torch.testing.assert_close(out, expected.view_as(out))
+            cells.append(attended.view(2, h, w, dim))
+        rows.append(torch.cat(cells, dim=2))
+    expected = torch.cat(rows, dim=1).view_as(out)
+    torch.testing.assert_close(out, expected)
+    ours, theirs = (
+        gradients(o, [x, *m.parameters()]) for o, m in ((out, windowed), (expected, whole))
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@given(st.integers(1, 200), st.integers(1, 40))
+def test_strips_cut_any_side_into_few_even_windows(size, window_size):
+    cuts = list(strips(size, window_size))
+    sides = [side for part, side in cuts for _ in range((part.stop - part.start) // side)]
+    assert sum(sides) == size and max(sides) <= window_size and max(sides) - min(sides) <= 1
+    assert len(sides) == -(-size // window_size) and len(cuts) <= 2
 
 
 @pytest.mark.parametrize(

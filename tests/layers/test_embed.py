@@ -3,8 +3,14 @@
 import pytest
 import torch
 
-from lomar_det.layers import PatchEmbed, grid_size, patchify, resize_pos_embed, sincos_pos_embed
-from lomar_det.layers import unpatchify
+from lomar_det.layers import (
+    PatchEmbed,
+    grid_size,
+    patchify,
+    resize_pos_embed,
+    sincos_pos_embed,
+    unpatchify,
+)
 
 
 def test_patchify_lays_pixels_out_row_column_channel():

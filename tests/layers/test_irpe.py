@@ -5,8 +5,14 @@ import math
 import pytest
 import torch
 
-from lomar_det.layers import CLS_BUCKET, IRPE, TokenGrid, bucket_table, piecewise_index
-from lomar_det.layers import subset_buckets
+from lomar_det.layers import (
+    CLS_BUCKET,
+    IRPE,
+    TokenGrid,
+    bucket_table,
+    piecewise_index,
+    subset_buckets,
+)
 
 
 def literal_bucket_1d(d: int) -> int:

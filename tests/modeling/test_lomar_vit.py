@@ -11,8 +11,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from torch import nn
 
 import lomar_det
-from lomar_det.modeling import LoMaRFeaturePyramid, LoMaRViT, add_lomar_config
-from lomar_det.modeling import window_block_indexes
+from lomar_det.modeling import LoMaRFeaturePyramid, LoMaRViT, add_lomar_config, window_block_indexes
 from lomar_pretrain import LoMaR, WindowSample
 
 SMALL = dict(patch_size=4, embed_dim=24, depth=4, num_heads=2)

@@ -12,7 +12,7 @@ from ....configs.custom.mask_rcnn_lomar_vit_tiny import (
 # Most crowns measure 25 to 50 pixels: anchors of half the usual size.
 model.proposal_generator.anchor_generator.sizes = [[16], [32], [64], [128], [256]]
 dataloader.train.total_batch_size = 2
-optimizer.lr = 3e-4
+optimizer.lr = 4e-4
 train.epochs = None
-train.max_iter = 500
+train.max_iter = 400
 train.log_period = 20
