@@ -7,3 +7,14 @@ class UserError(ValueError):
     The tools print it as one line and exit with code 2. Every other exception is a defect of ours
     and keeps its traceback.
     """
+
+
+def user_message(error: UserError) -> str:
+    """The message alone, also of an error that a loader's worker raised.
+
+    torch re-raises those with the worker's whole traceback as their text.
+    """
+    text = str(error)
+    if text.startswith("Caught UserError in DataLoader worker"):
+        text = text.rsplit("UserError: ", 1)[-1]
+    return " ".join(text.split())

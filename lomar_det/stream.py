@@ -120,11 +120,12 @@ def quiet_worker(_: int) -> None:
     """Workers leave Ctrl-C and the first SIGTERM to the main process.
 
     Both often reach the whole process group: a worker that died of it would end the run before the
-    main process has written its checkpoint. A second SIGTERM, for instance the loader's, counts.
+    main process has written its checkpoint. A second SIGTERM counts, and so does a minute's wait.
     """
 
     def ignore_once(*_) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.alarm(60)  # SIGALRM ends the worker should the main process have forgotten it
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from common import ROOT, TINY_PRETRAIN, data_settings, tool_environment
+from common import ROOT, TINY_DETECTOR, TINY_PRETRAIN, data_settings, tool_environment
 
 DETECT = ["tools/train_net.py", "--config-file", "configs/custom/mask_rcnn_lomar_vit_tiny.py"]
 PRETRAIN = ["tools/pretrain.py", "--config-file", "configs/pretrain/lomar_vit_tiny.py"]
@@ -32,10 +32,10 @@ def finish(process, timeout=120):
 
 
 def assert_one_clear_error(arguments, *words):
-    code, _, err = finish(start(arguments))
+    code, out, err = finish(start(arguments))
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert code == 2 and len(lines) == 1, err
-    assert "Traceback" not in err
+    assert "Traceback" not in out + err
     for word in words:
         assert word in lines[0]
 
@@ -63,6 +63,18 @@ def test_a_file_that_is_no_checkpoint(drawn_set, tmp_path):
     settings = [*data_settings(*drawn_set), f"train.output_dir={tmp_path / 'out'}"]
     weights = f"train.init_checkpoint={tmp_path / 'notes.pth'}"
     assert_one_clear_error([*DETECT, *settings, weights, "train.device=cpu"], "notes.pth")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_turns_out_broken(drawn_set, tmp_path, workers):
+    (drawn_set[1] / "002.png").write_bytes(b"not a picture")
+    output = f"train.output_dir={tmp_path / 'out'}"
+    settings = [*TINY_DETECTOR, *data_settings(*drawn_set), output]
+    settings.append(f"dataloader.train.num_workers={workers}")
+    assert_one_clear_error([*DETECT, *settings], "002.png", "repair")
+    settings = [*TINY_PRETRAIN, f"data.path={drawn_set[1]}", output, "train.epochs=3"]
+    settings.append(f"data.num_workers={workers}")
+    assert_one_clear_error([*PRETRAIN, *settings], "002.png", "repair")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

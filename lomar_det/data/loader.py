@@ -1,12 +1,25 @@
 """The detection training loader: detectron2's dicts and mapper on a resumable stream."""
 
 from collections.abc import Callable
+from functools import partial
 
 from detectron2.data import DatasetFromList
 from detectron2.data.build import trivial_batch_collator
+from detectron2.data.detection_utils import SizeMismatchError
 from torch.utils.data import DataLoader
 
+from ..errors import UserError
 from ..stream import SeededDataset, stream_loader
+
+
+def _map_or_name_file(mapper: Callable[[dict], dict | None], entry: dict) -> dict | None:
+    try:
+        return mapper(entry)
+    except (OSError, SizeMismatchError) as error:
+        raise UserError(
+            f"{entry['file_name']} cannot be used: {error}; repair the picture or its entry in the "
+            "annotations, or remove both"
+        ) from None
 
 
 def build_train_loader(
@@ -29,7 +42,8 @@ def build_train_loader(
         start_iter: Optimizer step at which the stream begins.
         accumulation_steps: Forward passes per optimizer step.
     """
-    samples = SeededDataset(DatasetFromList(dataset, copy=False), mapper, seed)
+    make = partial(_map_or_name_file, mapper)
+    samples = SeededDataset(DatasetFromList(dataset, copy=False), make, seed)
     return stream_loader(
         samples,
         total_batch_size,

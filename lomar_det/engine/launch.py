@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
-from ..errors import UserError
+from ..errors import UserError, user_message
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ def setup_run(cfg: DictConfig) -> torch.device:
     for name, abbreviation in _LOGGERS.items():
         _close_handlers(logging.getLogger(name))  # of an earlier run in this process
         setup_logger(str(output_dir), comm.get_rank(), name=name, abbrev_name=abbreviation)
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_our_defect)
     device = pick_device(cfg.train.device)
     cfg.train.device = str(device)
     hardware = f"{os.cpu_count()} CPU cores"
@@ -82,6 +83,12 @@ def setup_run(cfg: DictConfig) -> torch.device:
 
 
 _LOGGERS = {"detectron2": "d2", "fvcore": "fvcore", "lomar_det": "lomar", "lomar_pretrain": "lomar"}
+
+
+def _is_our_defect(record: logging.LogRecord) -> bool:
+    """Log filter: the trainer logs a traceback of every error, also of what a user can mend."""
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or not issubclass(kind, UserError | FloatingPointError)
 
 
 def _close_handlers(logger: logging.Logger) -> None:
@@ -118,7 +125,7 @@ def report_error(error: UserError) -> int:
     """Prints a user's error as one line; set LOMAR_DEBUG=1 to see where it came from."""
     if os.environ.get("LOMAR_DEBUG"):
         raise error
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {user_message(error)}", file=sys.stderr)
     return 2
 
 

@@ -10,6 +10,7 @@ from detectron2.engine import SimpleTrainer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import UserError
 from .precision import autocast
 
 
@@ -66,14 +67,26 @@ class Trainer(SimpleTrainer):
         if self.clip_grad_norm:
             self.grad_scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
-        # Before the optimizer step: a non-finite loss raises here and spoils no weights.
-        self._write_metrics(totals, data_time)
+        try:  # before the optimizer step: a non-finite loss spoils no weights
+            self._write_metrics(totals, data_time)
+        except FloatingPointError:
+            raise UserError(
+                f"the loss became infinite or NaN in iteration {self.iter} "
+                f"({', '.join(f'{name} {loss.item():g}' for name, loss in totals.items())}). "
+                "Nothing was updated; go on from the last checkpoint with --resume, with a lower "
+                "learning rate or with train.precision=bf16 or fp32"
+            ) from None
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
     def after_train(self) -> None:
         super().after_train()
-        self._data_loader_iter_obj = None  # ends the loader's workers now, not at interpreter exit
+        # End the loader's workers now: after an error its traceback keeps the iterator alive, and
+        # the interpreter's exit would wait for them.
+        end_workers = getattr(self._data_loader_iter_obj, "_shutdown_workers", None)
+        if end_workers is not None:
+            end_workers()
+        self._data_loader_iter_obj = None
 
     def _no_sync_before_last(self, step: int):
         is_ddp = isinstance(self.model, DistributedDataParallel)

@@ -20,8 +20,8 @@ class Attention(nn.Module):
 
     With ``rel_pos="irpe"`` a grid is cut into windows as equal as possible, of at most
     ``window_size``, and nothing is padded: the encoding serves any window shape, and zero tokens,
-    which pretraining never saw, take no part. With ``decomposed`` or ``none`` the grid is padded with zero tokens that take
-    part in attention, exactly as in detectron2's ViT.
+    which pretraining never saw, take no part. With ``decomposed`` or ``none`` the grid is padded
+    with zero tokens that take part in attention, exactly as in detectron2's ViT.
 
     Args:
         dim: Channels of the input, C.
