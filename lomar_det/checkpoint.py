@@ -1,18 +1,19 @@
 """The one place where weights from elsewhere are renamed, checked and reported.
 
-Takes LoMaR and MAE files (ours and the official ones, pretraining or transfer), detectron2 ViTDet
-models and our own detectors; anything that is not the encoder is dropped, by name and with the
-reason.
+Takes LoMaR and MAE files (ours and the official ones, pretraining or transfer) and detectors of
+ours; anything that is not the encoder is dropped, by name and with the reason.
 """
 
+import json
 import logging
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .engine.checkpointer import load_plain
+from .engine import load_plain, save_atomically
 from .errors import UserError
 from .layers import NUM_SPATIAL_BUCKETS
 from .modeling import LoMaRViT
@@ -160,12 +161,28 @@ def _check_encoder_arrived(
     path: str | Path,
 ) -> None:
     _check_depth(report, own, prefix, path)
-    wanted = {name for name in own if name.startswith(prefix + "blocks.")}
-    wanted |= {name for name in own if name.startswith(prefix + "patch_embed.")}
-    mismatched = [f"{n}: {why}" for n, why in report.dropped.items() if why.startswith("shape")]
+    # Decomposed tables start at zero in every recipe: MAE and timm files have none.
+    wanted = {
+        name
+        for name in own
+        if name.startswith((prefix + "blocks.", prefix + "patch_embed."))
+        and not name.endswith(("rel_pos_h", "rel_pos_w"))
+    }
+    # A head for other classes may be dropped; a part of the encoder may not.
+    mismatched = [
+        f"{name}: {why}"
+        for name, why in report.dropped.items()
+        if why.startswith("shape") and not name.startswith(("roi_heads.", "proposal_generator."))
+    ]
     arrived = len(wanted & state.keys())
     if mismatched or arrived < MIN_LOADED * len(wanted):
         hint = f"; first mismatch: {mismatched[0]}" if mismatched else ""
+        tables = [name for name in wanted - state.keys() if name.endswith("lookup_table_weight")]
+        if tables and arrived == len(wanted) - len(tables):
+            hint = (
+                "; it was trained without iRPE: set model.backbone.net.rel_pos=decomposed (or "
+                "none) and model.backbone.net.use_abs_pos=True"
+            )
         raise UserError(
             f"{path} does not fit the backbone: {arrived} of {len(wanted)} encoder tensors "
             f"arrived{hint}. Use a checkpoint of the same patch size, embed_dim and depth, or set "
@@ -199,12 +216,6 @@ def backbone_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def save_backbone(path: str | Path, state_dict: dict[str, Tensor], meta: dict) -> None:
     """Writes ``path`` (.pth, with ``meta``) and the same as .safetensors beside it."""
-    import json
-
-    from safetensors.torch import save_file
-
-    from .engine.checkpointer import save_atomically
-
     path, tensors = Path(path), backbone_state_dict(state_dict)
     save_atomically({"model": tensors, "meta": meta}, path)
     # safetensors' metadata is text by text

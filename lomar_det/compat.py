@@ -15,7 +15,7 @@ def _find_problem() -> str | None:
     try:
         from detectron2.config import LazyConfig  # noqa: F401
         from detectron2.modeling import SimpleFeaturePyramid, ViT  # noqa: F401
-    except ImportError as error:
+    except Exception as error:  # an old one may fail in many ways, on Pillow or setuptools for one
         return (
             f"lomar_det: the installed detectron2 cannot be used ({error}): it is too old to have "
             f"ViTDet, or a package that it needs is missing or too new. {_REMEDY}"

@@ -72,14 +72,45 @@ def test_official_file_with_namespace_loads(tmp_path):
 
 
 def test_mae_file_needs_a_model_without_irpe(tmp_path):
-    mae = MAE(img_size=64, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2, **SMALL)
-    torch.save({"model": mae.state_dict()}, tmp_path / "mae.pth")
+    mae = mae_file(tmp_path / "mae.pth")
     detector = Detector(rel_pos="none", use_abs_pos=True, pretrain_img_size=64)
     report = load_weights(detector, tmp_path / "mae.pth")
     own = detector.backbone.net
     assert torch.equal(own.pos_embed, mae.pos_embed)
     assert torch.equal(own.blocks[2].mlp.fc2.weight, mae.blocks[2].mlp.fc2.weight)
     assert not [name for name in report.loaded if "decoder" in name]
+
+
+def mae_file(path):
+    mae = MAE(img_size=64, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2, **SMALL)
+    torch.save({"model": mae.state_dict()}, path)
+    return mae
+
+
+def test_mae_file_fills_the_vitdet_baseline(tmp_path):
+    mae = mae_file(tmp_path / "mae.pth")
+    detector = Detector(rel_pos="decomposed", use_abs_pos=True, pretrain_img_size=64)
+    report = load_weights(detector, tmp_path / "mae.pth")
+    assert torch.equal(
+        detector.backbone.net.blocks[0].attn.qkv.weight, mae.blocks[0].attn.qkv.weight
+    )
+    assert "backbone.net.blocks.0.attn.rel_pos_h" in report.initialised
+
+
+def test_mae_file_in_an_irpe_model_names_the_remedy(tmp_path):
+    mae_file(tmp_path / "mae.pth")
+    with pytest.raises(UserError, match="without iRPE: set model.backbone.net.rel_pos"):
+        load_weights(Detector(), tmp_path / "mae.pth")
+
+
+def test_detector_for_other_classes_lends_all_but_its_heads(tmp_path):
+    source, detector = Detector(), Detector()
+    source.roi_heads = nn.Linear(4, 9)
+    torch.save({"model": source.state_dict()}, tmp_path / "d.pth")
+    report = load_weights(detector, tmp_path / "d.pth")
+    assert (
+        report.dropped.keys() == report.initialised.keys() == {"roi_heads.weight", "roi_heads.bias"}
+    )
 
 
 def test_whole_detector_fills_everything(tmp_path):

@@ -44,6 +44,48 @@ def test_boxes_only_turns_the_mask_head_off_and_says_so(drawn_set, lomar_log):
     assert not cfg.dataloader.train.mapper.use_instance_mask
 
 
+def test_the_mask_head_can_be_switched_off_by_hand(drawn_set):
+    cfg = configured(drawn_set, "model.roi_heads.mask_head=null")
+    assert not instantiate(cfg.model).roi_heads.mask_on
+    assert not cfg.dataloader.train.mapper.recompute_boxes
+
+
+def test_one_missing_mask_is_counted(drawn_set, lomar_log):
+    edit(drawn_set[0], lambda d: d["annotations"][0].pop("segmentation"))
+    cfg = configured(drawn_set)
+    total = read_coco_summary(*drawn_set).num_instances
+    assert f"masks for {total - 1} of {total} objects: the mask head is off" in lomar_log.text
+    assert cfg.model.roi_heads.mask_head is None
+
+
+@pytest.mark.parametrize("change", [{"id": 0}, {"area": None}, {"iscrowd": None}])
+def test_what_only_evaluation_needs_is_asked_of_val_only(drawn_set, change):
+    def apply(data):
+        first = data["annotations"][0]
+        first.update(change)
+        for key in [key for key, value in first.items() if value is None]:
+            del first[key]
+
+    edit(drawn_set[0], apply)
+    read_coco_summary(*drawn_set)
+    with pytest.raises(UserError, match="evaluation needs"):
+        read_coco_summary(*drawn_set, for_evaluation=True)
+
+
+@pytest.mark.parametrize("name", ["with space", "(1)", "a,b", "ü", "a=b", "2019"])
+def test_paths_of_all_kinds_can_be_given(name):
+    cfg = load_config(CONFIG, [f"data.val.images=/data/{name}", f"data.train.images={name}"])
+    assert cfg.data.val.images == f"/data/{name}" and str(cfg.data.train.images) == name
+
+
+def test_depth_decides_which_blocks_attend_globally():
+    path = ROOT / "configs/custom/mask_rcnn_lomar_vit_b.py"
+    for depth, expected in ((12, {2, 5, 8, 11}), (24, {5, 11, 17, 23})):
+        cfg = load_config(path, [f"model.backbone.net.depth={depth}"])
+        windowed = set(instantiate(cfg.model.backbone.net.window_block_indexes))
+        assert set(range(depth)) - windowed == expected
+
+
 def test_iterations_follow_from_epochs(drawn_set):
     cfg = configured(drawn_set, "train.epochs=5", "dataloader.train.total_batch_size=4")
     assert cfg.train.max_iter == 8  # ceil(5 * 6 / 4)

@@ -31,6 +31,14 @@ def finish(process, timeout=120):
     return process.returncode, out, err
 
 
+def wait_for_metrics(process, output):
+    metrics = output / "metrics.json"
+    deadline = time.monotonic() + 100
+    while not (metrics.is_file() and metrics.read_text().count("\n") > 3):
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.2)
+
+
 def assert_one_clear_error(arguments, *words):
     code, out, err = finish(start(arguments))
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
@@ -65,6 +73,21 @@ def test_a_file_that_is_no_checkpoint(drawn_set, tmp_path):
     assert_one_clear_error([*DETECT, *settings, weights, "train.device=cpu"], "notes.pth")
 
 
+def test_two_processes_train_stop_and_report(drawn_set, tmp_path):
+    """Over gloo: a user error is printed once; a signal to the parent saves and ends all."""
+    gone = tmp_path / "gone"
+    two = [*PRETRAIN, "--num-gpus", "2", *TINY_PRETRAIN]
+    assert_one_clear_error([*two, f"data.path={gone}"], str(gone))
+    output = tmp_path / "out"
+    settings = [f"data.path={drawn_set[1]}", f"train.output_dir={output}", "train.epochs=100000"]
+    process = start([*two, *settings])
+    wait_for_metrics(process, output)
+    process.send_signal(signal.SIGTERM)
+    code, _, err = finish(process)
+    assert code == 143 and "Traceback" not in err
+    assert (output / (output / "last_checkpoint").read_text()).is_file()
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_picture_that_turns_out_broken(drawn_set, tmp_path, workers):
     (drawn_set[1] / "002.png").write_bytes(b"not a picture")
@@ -89,11 +112,7 @@ def test_a_stopped_run_resumes(drawn_set, tmp_path, number):
         "data.num_workers=1",
     ]
     process = start([*PRETRAIN, *settings])
-    metrics = output / "metrics.json"
-    deadline = time.monotonic() + 100
-    while not (metrics.is_file() and metrics.read_text().count("\n") > 3):
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
-        time.sleep(0.2)
+    wait_for_metrics(process, output)
     os.killpg(process.pid, number)  # as a terminal and many schedulers do: workers included
     code, _, err = finish(process)
     assert code == 128 + number and "Traceback" not in err

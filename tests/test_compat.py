@@ -48,9 +48,16 @@ def test_plugin_says_what_to_do_without_detectron2():
     code, out, err = run(NO_DETECTRON2 + "import lomar_det; print('imported')")
     assert code == 0 and "imported" in out
     assert "detectron2 is not installed" in err and "pip install" in err
-    code, _, err = run(NO_DETECTRON2 + "import lomar_det.modeling")
-    last = err.strip().splitlines()[-1]
-    assert code == 1 and last.startswith("ImportError") and "pip install" in last
+    parts = (
+        "lomar_det.modeling",
+        "lomar_det.checkpoint",
+        "lomar_det.data",
+        "lomar_pretrain.engine",
+    )
+    for part in parts:
+        code, _, err = run(NO_DETECTRON2 + f"import {part}")
+        last = err.strip().splitlines()[-1]
+        assert code == 1 and last.startswith("ImportError") and "pip install" in last
 
 
 def test_plugin_says_what_to_do_with_one_too_old():

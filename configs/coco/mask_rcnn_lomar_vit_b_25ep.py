@@ -11,6 +11,6 @@ from ..common.detection_data import data, dataloader
 from ..common.detection_train import lr_multiplier, optimizer, train
 from ..common.models.mask_rcnn_lomar_vit import model
 
-model.backbone.square_pad = data.image_size
+model.backbone.square_pad = "${data.image_size}"
 train.max_iter = round(184375 * 25 / 100)
 train.output_dir = "output/mask_rcnn_lomar_vit_b_25ep"

@@ -34,7 +34,7 @@ train = OmegaConf.create(
         "epochs": None,
         # auto: the GPU if there is one; cuda, cpu
         "device": "auto",
-        # auto: bf16 on a GPU that has it, else fp32
+        # auto: bf16 on a GPU that has it, else fp32; evaluation runs in it, too
         "precision": "auto",
         # total_batch_size is split into this many forward passes
         "accumulation_steps": 1,

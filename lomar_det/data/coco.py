@@ -24,7 +24,7 @@ class CocoSummary:
         num_images: All images; ``num_annotated_images`` of them have at least one non-crowd object.
         num_instances: Non-crowd objects.
         max_instances: The most non-crowd objects in one image.
-        has_masks: Every non-crowd object has a segmentation.
+        num_masks: Non-crowd objects with a segmentation; ``has_masks``: all of them have one.
         has_rle: At least one non-crowd segmentation is a run-length encoding.
     """
 
@@ -36,8 +36,12 @@ class CocoSummary:
     num_annotated_images: int
     num_instances: int
     max_instances: int
-    has_masks: bool
+    num_masks: int
     has_rle: bool
+
+    @property
+    def has_masks(self) -> bool:
+        return self.num_masks == self.num_instances > 0
 
     def __str__(self) -> str:
         return (
@@ -47,8 +51,12 @@ class CocoSummary:
         )
 
 
-def read_coco_summary(annotations: str | Path, images: str | Path) -> CocoSummary:
+def read_coco_summary(
+    annotations: str | Path, images: str | Path, for_evaluation: bool = False
+) -> CocoSummary:
     """Reads a COCO annotation file and checks that the pictures it names are there.
+
+    With ``for_evaluation``, also that it has what pycocotools needs to compute AP.
 
     Raises:
         UserError: a file or folder is missing, the JSON is not in COCO format, or it names
@@ -62,6 +70,8 @@ def read_coco_summary(annotations: str | Path, images: str | Path) -> CocoSummar
     categories = sorted(data["categories"], key=lambda category: category["id"])
     objects = [a for a in data["annotations"] if not a.get("iscrowd", 0)]
     _check_references(data, objects, annotations)
+    if for_evaluation:
+        _check_evaluable(data, annotations)
     per_image = Counter(a["image_id"] for a in objects)
     segmentations = [a.get("segmentation") for a in objects]
     return CocoSummary(
@@ -73,7 +83,7 @@ def read_coco_summary(annotations: str | Path, images: str | Path) -> CocoSummar
         num_annotated_images=len(per_image),
         num_instances=len(objects),
         max_instances=max(per_image.values(), default=0),
-        has_masks=bool(objects) and all(segmentations),
+        num_masks=sum(map(bool, segmentations)),
         has_rle=any(isinstance(s, dict) for s in segmentations),
     )
 
@@ -125,6 +135,8 @@ def _check_references(data: dict, objects: list[dict], annotations: Path) -> Non
         "an unknown category_id": [a for a in objects if a["category_id"] not in category_ids],
         "an id that another one has": [a for a in objects if ids[a["id"]] > 1],
     }
+    if len(image_ids) < len(data["images"]):
+        raise UserError(f"{annotations}: several images have the same id; give each its own")
     for what, bad in problems.items():
         if bad:
             raise UserError(
@@ -133,7 +145,25 @@ def _check_references(data: dict, objects: list[dict], annotations: Path) -> Non
             )
 
 
-def register_coco(name: str, annotations: str | Path, images: str | Path) -> CocoSummary:
+def _check_evaluable(data: dict, annotations: Path) -> None:
+    """pycocotools would fail on these, or count wrong, but only after the training."""
+    for number, annotation in enumerate(data["annotations"]):
+        missing = [key for key in ("area", "iscrowd") if key not in annotation]
+        if missing:
+            raise UserError(
+                f"{annotations}: entry {number} of 'annotations' has no {missing[0]!r}, which COCO "
+                "evaluation needs; add it to all (iscrowd: 0; area: of the mask or the box)"
+            )
+        if isinstance(annotation["id"], int) and annotation["id"] < 1:
+            raise UserError(
+                f"{annotations}: an annotation has the id {annotation['id']}; COCO evaluation "
+                "needs ids of at least 1, renumber them"
+            )
+
+
+def register_coco(
+    name: str, annotations: str | Path, images: str | Path, for_evaluation: bool = False
+) -> CocoSummary:
     """Checks a COCO-format set and registers it in detectron2's catalogs under ``name``.
 
     Registering the same name again replaces it, so that notebooks can be re-run.
@@ -141,7 +171,7 @@ def register_coco(name: str, annotations: str | Path, images: str | Path) -> Coc
     Raises:
         UserError: see `read_coco_summary`.
     """
-    summary = read_coco_summary(annotations, images)
+    summary = read_coco_summary(annotations, images, for_evaluation)
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)

@@ -27,6 +27,8 @@ def configure_data(cfg: DictConfig, training: bool = True) -> None:
         UserError: a setting is missing, or see `read_coco_summary`.
     """
     if "val" not in cfg.get("data", {}):
+        if cfg.train.get("epochs"):
+            raise UserError("train.epochs counts data of one's own; set train.max_iter instead")
         return
     val = _register(cfg, "val")
     train = val
@@ -36,7 +38,7 @@ def configure_data(cfg: DictConfig, training: bool = True) -> None:
     heads = cfg.model.roi_heads
     heads.num_classes = len(train.class_names)
     _configure_masks(cfg, train, val)
-    _configure_max_detections(cfg, max(train.max_instances, val.max_instances))
+    _configure_max_detections(cfg, val.max_instances)
     if training:
         if not train.num_instances:
             raise UserError(f"{train.annotations} has no objects to learn from")
@@ -50,7 +52,9 @@ def _register(cfg: DictConfig, split: str) -> CocoSummary:
             what = "COCO-format JSON file" if key == "annotations" else "folder of its pictures"
             raise UserError(f"data.{split}.{key} is not set: give the {what}")
     name = f"custom_{split}"
-    summary = register_coco(name, part.annotations, part.images)
+    summary = register_coco(
+        name, str(part.annotations), str(part.images), for_evaluation=split == "val"
+    )
     loader = cfg.dataloader.train if split == "train" else cfg.dataloader.test
     loader.dataset.names = name
     return summary
@@ -65,13 +69,14 @@ def _check_same_categories(train: CocoSummary, val: CocoSummary) -> None:
 
 
 def _configure_masks(cfg: DictConfig, train: CocoSummary, val: CocoSummary) -> None:
-    heads, mapper = cfg.model.roi_heads, cfg.dataloader.train.mapper
-    if heads.get("mask_head") is None:
+    if cfg.model.roi_heads.get("mask_head") is None:
+        switch_masks_off(cfg)  # as the user wants: also what belongs to the head
         return
     if not train.has_masks:
-        logger.info("%s has boxes only: the mask head is off", train.annotations)
-        heads.mask_in_features = heads.mask_pooler = heads.mask_head = None
-        mapper.use_instance_mask = mapper.recompute_boxes = False
+        some = f"masks for {train.num_masks} of {train.num_instances} objects"
+        what = some if train.num_masks else "boxes only"
+        logger.warning("%s has %s: the mask head is off", train.annotations, what)
+        switch_masks_off(cfg)
         return
     if not val.has_masks:
         raise UserError(
@@ -79,7 +84,14 @@ def _configure_masks(cfg: DictConfig, train: CocoSummary, val: CocoSummary) -> N
             "train on boxes only with model.roi_heads.mask_head=null"
         )
     if train.has_rle:
-        mapper.instance_mask_format = "bitmask"
+        cfg.dataloader.train.mapper.instance_mask_format = "bitmask"
+
+
+def switch_masks_off(cfg: DictConfig) -> None:
+    """Takes the mask head out of the model, and masks out of the loader."""
+    heads, mapper = cfg.model.roi_heads, cfg.dataloader.train.mapper
+    heads.mask_in_features = heads.mask_pooler = heads.mask_head = None
+    mapper.use_instance_mask = mapper.recompute_boxes = False
 
 
 def _configure_max_detections(cfg: DictConfig, max_instances: int) -> None:
@@ -90,6 +102,8 @@ def _configure_max_detections(cfg: DictConfig, max_instances: int) -> None:
     if limit != 100:
         logger.info("Up to %d objects in a picture: keeping %d detections", max_instances, limit)
     cfg.model.roi_heads.box_predictor.test_topk_per_image = limit
+    proposals = cfg.model.proposal_generator.post_nms_topk
+    cfg.model.proposal_generator.post_nms_topk = (proposals[0], max(proposals[1], limit))
     if cfg.dataloader.get("evaluator") is not None:
         cfg.dataloader.evaluator.max_dets_per_image = limit
 

@@ -1,5 +1,9 @@
 """What both stages add to detectron2's trainer."""
 
+from ..compat import require_detectron2
+
+require_detectron2()
+
 from .checkpointer import Checkpointer, load_plain, save_atomically
 from .hooks import SeedEachStep, StopOnSignal, Throughput, writer_hook
 from .launch import add_run_arguments, pick_device, run_tool, setup_run

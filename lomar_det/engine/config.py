@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
-from detectron2.config import LazyConfig
+from detectron2.config import LazyConfig, instantiate
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from ..errors import UserError
 
@@ -19,16 +22,44 @@ def load_config(path: str | Path, overrides: list[str]) -> DictConfig:
         raise UserError(f"the config file {path} does not exist; see the folder configs/")
     if Path(path).suffix != ".py":
         raise UserError(f"{path} is not a LazyConfig: this tool takes .py configs")
-    cfg = LazyConfig.load(str(path))
+    try:
+        cfg = LazyConfig.load(str(path))
+    except SyntaxError as error:
+        raise UserError(f"{path} is not valid Python: {error}") from None
     for override in overrides:
         key, separator, _ = override.partition("=")
         if not separator:
             raise UserError(f"{override!r} is not an override of the form key=value")
-        _check_exists(cfg, key.lstrip("+~"), path, added=override.startswith("+"))
+        _check_exists(cfg, key.lstrip("+"), path, added=override.startswith("+"))
+        try:
+            _apply(cfg, override)
+        except (HydraException, OmegaConfBaseException, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"the override {override!r} cannot be applied: {error}") from None
+    return cfg
+
+
+def _apply(cfg: DictConfig, override: str) -> None:
+    """One override in Hydra's syntax; a path that this syntax cannot say is taken as it stands.
+
+    Unlike `LazyConfig.apply_overrides`, a list may replace a call that computes one.
+    """
+    key, _, value = override.partition("=")
     try:
-        return LazyConfig.apply_overrides(cfg, overrides)
-    except (OmegaConfBaseException, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"the overrides {overrides} cannot be applied: {error}") from None
+        parsed = OverridesParser.create().parse_override(override)
+        if not parsed.is_sweep_override():  # a comma in a path
+            value = parsed.value()
+    except HydraException:
+        if value.startswith(("[", "{", "'", '"')):
+            raise
+    OmegaConf.update(cfg, key.lstrip("+"), value, merge=isinstance(value, dict))
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    """Instantiates ``cfg.model``; what the model says of a wrong setting becomes a `UserError`."""
+    try:
+        return instantiate(cfg.model)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"model: {error}") from error
 
 
 def _check_exists(cfg: DictConfig, key: str, path: str | Path, added: bool) -> None:

@@ -15,12 +15,13 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ..checkpoint import load_weights
+from ..checkpoint import load_weights, read_state_dict
 from ..data import configure_data
+from ..data.setup import switch_masks_off
 from ..errors import UserError
 from ..stream import seed_everything
 from .checkpointer import Checkpointer
-from .config import load_config
+from .config import build_model, load_config
 from .hooks import SeedEachStep, StopOnSignal, Throughput, writer_hook
 from .launch import setup_run
 from .precision import autocast, resolve_precision
@@ -42,15 +43,19 @@ def main(args: argparse.Namespace) -> dict:
     if comm.is_main_process():
         LazyConfig.save(cfg, str(Path(cfg.train.output_dir, "config.yaml")))
     seed_everything(cfg.train.seed)
-    model = instantiate(cfg.model).to(device)
     if args.eval_only:
-        return _evaluate_checkpoint(cfg, model)
-    return train(cfg, model, device, args.resume)
+        return evaluate_checkpoint(cfg, device)
+    return train(cfg, build_model(cfg).to(device), device, args.resume)
 
 
-def _evaluate_checkpoint(cfg: DictConfig, model: nn.Module) -> dict:
+def evaluate_checkpoint(cfg: DictConfig, device: torch.device) -> dict:
+    """COCO metrics of ``train.init_checkpoint``, which must hold the whole detector."""
     if not cfg.train.init_checkpoint:
         raise UserError("--eval-only needs weights: train.init_checkpoint=FILE")
+    names = read_state_dict(cfg.train.init_checkpoint)[0]
+    if not any("mask_head" in name for name in names) and any("roi_heads" in n for n in names):
+        switch_masks_off(cfg)  # it was trained on boxes only
+    model = build_model(cfg).to(device)
     report = load_weights(model, cfg.train.init_checkpoint)
     missing = [name for name in report.initialised if not name.startswith("pixel_")]
     if missing:
@@ -70,7 +75,7 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict:
     cfg.dataloader.evaluator.output_dir = str(Path(cfg.train.output_dir, "inference"))
     evaluator = instantiate(cfg.dataloader.evaluator)
     with autocast(device, resolve_precision(cfg.train.precision, device)):
-        results = inference_on_dataset(model, instantiate(cfg.dataloader.test), evaluator)
+        results = inference_on_dataset(model, _instantiate_loader(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
         write_results(results, Path(cfg.train.output_dir, "metrics_test.json"))
@@ -117,6 +122,11 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
     if resume and checkpointer.has_checkpoint():
         checkpointer.load(checkpointer.get_checkpoint_file())
         start_iter = trainer.iter + 1
+    elif resume:
+        raise UserError(
+            f"--resume: there is no checkpoint in {cfg.train.output_dir}; set train.output_dir to "
+            "the run's, or start without --resume"
+        )
     elif cfg.train.init_checkpoint:
         load_weights(getattr(model, "module", model), cfg.train.init_checkpoint)
     else:
@@ -124,9 +134,20 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
     cfg.dataloader.train.seed = cfg.train.seed
     cfg.dataloader.train.start_iter = start_iter
     cfg.dataloader.train.accumulation_steps = cfg.train.accumulation_steps
-    trainer.data_loader = instantiate(cfg.dataloader.train)
+    trainer.data_loader = _instantiate_loader(cfg.dataloader.train)
     trainer.train(start_iter, cfg.train.max_iter)
     return results
+
+
+def _instantiate_loader(cfg: DictConfig):
+    try:
+        return instantiate(cfg)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{error.filename} does not exist: COCO is looked for in the folder that the "
+            "environment variable DETECTRON2_DATASETS names; for data of your own, use a config "
+            "of configs/custom"
+        ) from None
 
 
 def _hooks(cfg: DictConfig, evaluate_and_keep: Callable[[], dict], checkpointer) -> list:

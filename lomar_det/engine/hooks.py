@@ -78,7 +78,7 @@ class StopOnSignal(HookBase):
         self._previous = {}
 
     def _receive(self, number: int, _frame) -> None:
-        if self.received is not None and number == signal.SIGINT:
+        if self.received == number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
         logger.warning(
@@ -92,6 +92,7 @@ class StopOnSignal(HookBase):
         done = self.trainer.iter + 1
         if done < self.trainer.max_iter:
             self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+            comm.synchronize()  # the launcher ends all processes as soon as one has ended
             logger.warning("Stopped after iteration %d; continue with --resume", done)
             raise SystemExit(128 + number)
 

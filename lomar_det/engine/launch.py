@@ -2,10 +2,13 @@
 
 import argparse
 import logging
+import multiprocessing
 import os
 import platform
 import shlex
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from ..errors import UserError, user_message
+from .hooks import StopOnSignal
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +46,10 @@ def pick_device(name: str = "auto") -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"train.device={name} is not one of auto, cuda, cpu") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"train.device={name}, but torch sees no GPU; use train.device=cpu")
     return device
@@ -108,10 +115,9 @@ def run_tool(main: Callable, args: argparse.Namespace) -> None:
     try:
         if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             _join_torchrun()
-            main(args)
+            _guarded(main, args)
         elif args.num_gpus * args.num_machines > 1:
-            url = args.dist_url
-            launch(_guarded, args.num_gpus, args.num_machines, args.machine_rank, url, (main, args))
+            _start_processes(main, args)
         else:
             main(args)
     except UserError as error:
@@ -129,14 +135,35 @@ def report_error(error: UserError) -> int:
     return 2
 
 
+def _start_processes(main: Callable, args: argparse.Namespace) -> None:
+    """One process per GPU (or, without any, on the CPU); ends with the exit code of the first."""
+    if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
+        raise UserError(
+            f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}"
+        )
+
+    def pass_on(number: int, _frame) -> None:
+        for process in multiprocessing.active_children():
+            if process.pid and number != signal.SIGINT:  # a terminal sends that to all by itself
+                os.kill(process.pid, number)
+
+    for number in StopOnSignal.signals:
+        signal.signal(number, pass_on)
+    processes = args.num_gpus, args.num_machines, args.machine_rank, args.dist_url
+    try:
+        launch(_guarded, *processes, (main, args))
+    except torch.multiprocessing.ProcessExitedException as error:
+        sys.exit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code)
+
+
 def _guarded(main: Callable, args: argparse.Namespace) -> None:
-    """In a started process: all of them meet the same user error, one of them prints it."""
+    """In one of several processes: a user error that all of them meet is printed once."""
     try:
         main(args)
     except UserError as error:
-        if comm.is_main_process():
-            report_error(error)
-        sys.exit(2)
+        if not comm.is_main_process():
+            time.sleep(5)  # if the main process met it too, all are ended before this one prints
+        sys.exit(report_error(error))
 
 
 def _join_torchrun() -> None:

@@ -55,7 +55,7 @@ def side_buckets(size: int) -> Tensor:
     )
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=4)  # 134 MB for a 64x64 grid
 def _grid_buckets(grid: TokenGrid) -> Tensor:
     rows, columns = side_buckets(grid.height), side_buckets(grid.width)
     spatial = rows[:, None, :, None] * NUM_SIDE_BUCKETS + columns[None, :, None, :]  # (H, W, H, W)

@@ -4,15 +4,15 @@ from ..compat import require_detectron2
 
 require_detectron2()
 
-from .config import add_lomar_config  # noqa: E402
-from .lomar_vit import (  # noqa: E402
+from .config import add_lomar_config
+from .lomar_vit import (
     LoMaRViT,
     build_lomar_vit_backbone,
     global_block_indexes,
-    window_block_indexes,  # noqa: E402
+    window_block_indexes,
 )
-from .optim import layer_decay_params  # noqa: E402
-from .pyramid import LoMaRFeaturePyramid, build_lomar_vitdet_backbone  # noqa: E402
+from .optim import layer_decay_params
+from .pyramid import LoMaRFeaturePyramid, build_lomar_vitdet_backbone
 
 __all__ = [
     "LoMaRFeaturePyramid",

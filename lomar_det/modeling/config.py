@@ -4,7 +4,13 @@ from detectron2.config import CfgNode
 
 
 def add_lomar_config(cfg: CfgNode) -> None:
-    """Adds ``cfg.MODEL.LOMAR``: ViT-B/16 as pretrained by LoMaR."""
+    """Adds ``cfg.MODEL.LOMAR``: ViT-B/16 as pretrained by LoMaR, on RGB with ImageNet statistics.
+
+    Pretrained weights go in with `lomar_det.checkpoint.load_weights(model, path)`.
+    """
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]
+    cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
     cfg.MODEL.LOMAR = CfgNode(
         {
             "IMG_SIZE": 1024,

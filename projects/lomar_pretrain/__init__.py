@@ -6,7 +6,7 @@ Models and data need no detectron2.
 import warnings
 
 with warnings.catch_warnings():
-    # Only `lomar_pretrain.engine` needs detectron2, and says so itself.
+    # Only `lomar_pretrain.engine` needs detectron2; lomar_det.engine says so when it is imported.
     warnings.filterwarnings("ignore", message="lomar_det: ")
     import lomar_det  # noqa: F401
 

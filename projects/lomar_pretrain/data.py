@@ -40,7 +40,7 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
             Path(folder, name)
             for folder, _, names in os.walk(path, followlinks=True)
             for name in names
-            if name.lower().endswith(IMAGE_SUFFIXES)
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
         ]
         if not inside:
             raise UserError(
@@ -59,12 +59,14 @@ def load_image(path: str | Path) -> Image.Image:
     """
     try:
         with warnings.catch_warnings():
-            # A picture over Pillow's limit is refused, not opened with a warning.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # Pillow warns from 89 and refuses from 179 megapixels.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 image.load()
                 return _to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Warning, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path} is too large ({error}); cut it into tiles") from None
+    except (OSError, SyntaxError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read as a picture ({type(error).__name__}: {error}); "
             "repair or remove it"

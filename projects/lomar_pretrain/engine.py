@@ -1,4 +1,4 @@
-"""The pretraining run: what `tools/pretrain.py` does, and `pretrain` for notebooks.
+"""The pretraining run: what `tools/pretrain.py` does.
 
 Needs detectron2 for its trainer, hooks and writers; models and data do not.
 """
@@ -9,8 +9,11 @@ import logging
 import math
 from pathlib import Path
 
+from lomar_det.compat import require_detectron2
+
+require_detectron2()
+
 import torch
-from detectron2.config import instantiate
 from detectron2.engine import create_ddp_model, hooks
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
@@ -30,11 +33,12 @@ from lomar_det.engine import (
     warmup_cosine_schedule,
     writer_hook,
 )
-from lomar_det.engine.config import load_config
+from lomar_det.engine.config import build_model, load_config
 from lomar_det.errors import UserError
 from lomar_det.stream import SeededDataset, seed_everything, stream_loader
 
 from .data import PretrainTransform, find_images
+from .lomar import LoMaR
 from .pictures import plot_loss, reconstruction_sheet
 
 logger = logging.getLogger(__name__)
@@ -56,6 +60,11 @@ def main(args: argparse.Namespace) -> Path:
 def run(cfg: DictConfig, resume: bool = False) -> Path:
     """The run itself: data, model, trainer, then the files for the next stage."""
     settings, device = cfg.train, torch.device(cfg.train.device)
+    if not 0 <= settings.warmup_epochs < settings.epochs:
+        raise UserError(
+            f"train.warmup_epochs={settings.warmup_epochs} does not fit into "
+            f"train.epochs={settings.epochs}: it must be at least 0 and less than that"
+        )
     paths = find_images(_as_list(cfg.data.path))
     batch = settings.total_batch_size
     iters_per_epoch = max(1, len(paths) // batch)
@@ -74,7 +83,7 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
         lr,
     )
     seed_everything(settings.seed)
-    model = _build_model(cfg).to(device)
+    model = build_model(cfg).to(device)
     groups = param_groups_weight_decay(model, settings.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(settings.betas))
     ddp_options = OmegaConf.to_container(settings.ddp)
@@ -90,7 +99,7 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
         accumulation_steps=settings.accumulation_steps,
         clip_grad_norm=settings.clip_grad_norm,
     )
-    checkpointer = Checkpointer(model, settings.output_dir, trainer=trainer)
+    checkpointer = Checkpointer(trainer.model, settings.output_dir, trainer=trainer)
     schedule = warmup_cosine_schedule(settings.warmup_epochs / settings.epochs)
     trainer.register_hooks(_hooks(cfg, checkpointer, schedule, iters_per_epoch, max_iter))
 
@@ -98,6 +107,11 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
     if resume and checkpointer.has_checkpoint():
         checkpointer.load(checkpointer.get_checkpoint_file())
         start_iter = trainer.iter + 1
+    elif resume:
+        raise UserError(
+            f"--resume: there is no checkpoint in {settings.output_dir}; set train.output_dir to "
+            "the run's, or start without --resume"
+        )
     transform = PretrainTransform(model.img_size, cfg.data.crop_scale, cfg.data.flip)
     trainer.data_loader = stream_loader(
         SeededDataset(paths, transform, settings.seed),
@@ -118,14 +132,7 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
 
 
 def _as_list(path) -> list[str]:
-    return [path] if isinstance(path, str) else [str(p) for p in path]
-
-
-def _build_model(cfg: DictConfig) -> nn.Module:
-    try:
-        return instantiate(cfg.model)
-    except ValueError as error:  # the models say what is wrong with a setting
-        raise UserError(f"model: {error}") from error
+    return [str(p) for p in path] if OmegaConf.is_list(path) else [str(path)]
 
 
 def _compute_losses(device: torch.device):
@@ -160,7 +167,8 @@ def backbone_meta(model: nn.Module, epochs: float) -> dict:
 
 def write_pictures(model: nn.Module, paths: list[Path], output_dir: str | Path) -> None:
     """``reconstruction.png`` and ``loss.png``, for people who would rather look than read."""
-    reconstruction_sheet(model, paths[:4], Path(output_dir, "reconstruction.png"))
+    if isinstance(model, LoMaR):
+        reconstruction_sheet(model, paths[:4], Path(output_dir, "reconstruction.png"))
     metrics = Path(output_dir, "metrics.json")
     if metrics.is_file():
         plot_loss(read_metrics(metrics), Path(output_dir, "loss.png"))

@@ -32,8 +32,8 @@ model = L(GeneralizedRCNN)(
             mlp_ratio=4.0,
             drop_path_rate=0.1,
             window_size=14,
-            # 2, 5, 8, 11 attend globally
-            window_block_indexes=window_block_indexes(12),
+            # all but four evenly spaced ones: of 12, the blocks 2, 5, 8, 11 attend globally
+            window_block_indexes=L(window_block_indexes)(depth="${..depth}", num_global=4),
             rel_pos="irpe",
             use_abs_pos=False,
             pretrain_img_size=224,

@@ -2,15 +2,13 @@
 
 from detectron2.layers import ShapeSpec
 
-from lomar_det.modeling import window_block_indexes
-
 TINY_VIT = dict(patch_size=16, embed_dim=192, depth=6, num_heads=3)
 
 
 def shrink(model, channels=64, fc_dim=128):
     """Sets width and depth of a LazyConfig Mask R-CNN in place (about 0.3 s a step on 2 cores)."""
     model.backbone.net.update(TINY_VIT)
-    model.backbone.net.window_block_indexes = window_block_indexes(TINY_VIT["depth"], num_global=2)
+    model.backbone.net.window_block_indexes.num_global = 2
     model.backbone.net.drop_path_rate = 0.0
     model.backbone.out_channels = channels
     rpn, heads = model.proposal_generator, model.roi_heads
