@@ -168,7 +168,8 @@ def backbone_meta(model: nn.Module, epochs: float) -> dict:
 def write_pictures(model: nn.Module, paths: list[Path], output_dir: str | Path) -> None:
     """``reconstruction.png`` and ``loss.png``, for people who would rather look than read."""
     if isinstance(model, LoMaR):
-        reconstruction_sheet(model, paths[:4], Path(output_dir, "reconstruction.png"))
+        spread = paths[:: max(1, len(paths) // 4)][:4]
+        reconstruction_sheet(model, spread, Path(output_dir, "reconstruction.png"))
     metrics = Path(output_dir, "metrics.json")
     if metrics.is_file():
         plot_loss(read_metrics(metrics), Path(output_dir, "loss.png"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import shutil
 import subprocess
@@ -97,8 +98,12 @@ def table(summary: dict) -> str:
         "held-out picture        box AP   box AP50",
     ]
     for key, title in (("with_pretraining", "LoMaR pretraining"), ("without", "random weights")):
-        lines.append(f"{title:<22} {box[key]['AP'] or 0:8.1f} {box[key]['AP50'] or 0:10.1f}")
-    lines.append("")
+        ap, ap50 = (math.nan if box[key][m] is None else box[key][m] for m in ("AP", "AP50"))
+        lines.append(f"{title:<22} {ap:8.1f} {ap50:10.1f}")
+    lines += [
+        "One run each, of a few minutes: expect another seed to move AP50 by some points.",
+        "",
+    ]
     lines += [f"{name:<22} {value:7.0f} s" for name, value in seconds.items()]
     return "\n".join(lines)
 

@@ -1,0 +1,163 @@
+"""Timing iRPE attention against attention without any position encoding.
+
+Shapes: B batch (or windows), h heads, N tokens, D head_dim.
+"""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .layers import NUM_BUCKETS, NUM_SPATIAL_BUCKETS, TokenGrid, rpe_attention
+
+# name -> (B, h, D, grid): a ViT-B detector's global and window attention, pretraining's windows
+CASES = {
+    "64x64, batch 2": (2, 12, 64, TokenGrid(64, 64)),
+    "14x14, 50 windows": (50, 12, 64, TokenGrid(14, 14)),
+    "7x7 and class token, 1024 windows": (1024, 12, 64, TokenGrid(7, 7, True)),
+    "14x14 and class token, batch 128": (128, 12, 64, TokenGrid(14, 14, True)),
+    "50x84, batch 2": (2, 12, 64, TokenGrid(50, 84)),
+}
+TINY_CASES = {"7x7 and class token, 4 windows": (4, 2, 32, TokenGrid(7, 7, True))}
+NO_BIAS = {
+    "flash, no bias": SDPBackend.FLASH_ATTENTION,
+    "cuDNN, no bias": SDPBackend.CUDNN_ATTENTION,
+}
+REPEATS = 20
+
+
+def benchmark_attention(device: torch.device, tiny: bool = False) -> dict:
+    """Times every backend that serves, on every case, forward and forward + backward.
+
+    Args:
+        device: On CUDA, bf16 by device events, eager and as CUDA-graph replay, next to SDPA without
+            bias; on a CPU, fp32 by the clock.
+        tiny: One small case, to see that it runs.
+
+    Returns:
+        ``machine`` and ``rows``: case, backend, median milliseconds (``forward``, ``both``, and on
+        CUDA ``graph_forward``, ``graph_both``, None where a graph cannot be captured), ``spread``
+        of ``both`` (its quartiles) and ``peak_gib``.
+    """
+    rows = []
+    for case, shape in (TINY_CASES if tiny else CASES).items():
+        for backend, attend, inputs, gradient in _contestants(shape, device):
+            row = {"case": case, "backend": backend}
+            rows.append(row | _measure(attend, inputs, gradient, device))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    machine = {"device": name or device.type, "torch": torch.__version__}
+    return {"machine": machine | {"date": time.strftime("%Y-%m-%d")}, "rows": rows}
+
+
+def _contestants(shape, device: torch.device):
+    B, h, D, grid = shape
+    cuda = device.type == "cuda"
+    dtype = torch.bfloat16 if cuda else torch.float32
+    torch.manual_seed(0)
+    qkv = torch.randn(B, grid.num_tokens, 3, h, D, device=device).to(dtype)
+    q, k, v = (t.detach().requires_grad_() for t in qkv.permute(2, 0, 3, 1, 4).unbind(0))
+    num_buckets = NUM_BUCKETS if grid.cls_token else NUM_SPATIAL_BUCKETS
+    table = (torch.randn(D, num_buckets, device=device) * D**-0.5).requires_grad_()
+    gradient = torch.randn(B, grid.num_tokens, h, D, device=device).to(dtype).transpose(1, 2)
+    for name, kernel in NO_BIAS.items() if cuda else ():
+
+        def without_bias(kernel=kernel) -> Tensor:
+            with sdpa_kernel(kernel):
+                return F.scaled_dot_product_attention(q, k, v)
+
+        yield name, without_bias, (q, k, v), gradient
+    for backend in ("fused", "matmul", "eager") if cuda else ("matmul", "eager"):
+
+        def with_irpe(backend=backend) -> Tensor:
+            return rpe_attention(q, k, v, table, grid, backend)
+
+        yield backend, with_irpe, (q, k, v, table), gradient
+
+
+def _measure(attend: Callable[[], Tensor], inputs, gradient: Tensor, device) -> dict:
+    def forward() -> None:
+        with torch.no_grad():
+            attend()
+
+    def both() -> None:
+        torch.autograd.grad(attend(), inputs, gradient)
+
+    forward(), both()  # compile
+    if device.type != "cuda":
+        times = _clocked(both)
+        return {"forward": statistics.median(_clocked(forward)), **_summary(times)}
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    both()
+    torch.cuda.synchronize()
+    row = {"peak_gib": torch.cuda.max_memory_allocated() / 2**30}
+    row |= {"forward": statistics.median(_timed(forward)), **_summary(_timed(both))}
+    for name, work in (("graph_forward", forward), ("graph_both", both)):
+        with _captured(work) as replay:
+            row[name] = replay and statistics.median(_timed(replay))
+    return row
+
+
+def _summary(times: list[float]) -> dict:
+    quarters = statistics.quantiles(times, n=4)
+    return {"both": statistics.median(times), "spread": [quarters[0], quarters[2]]}
+
+
+def _clocked(work: Callable[[], None]) -> list[float]:
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        work()
+        times.append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def _timed(work: Callable[[], None]) -> list[float]:
+    """Milliseconds by device events; the queue stays full, so launches overlap with the work."""
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(REPEATS)]
+    for start, end in events:
+        start.record()
+        work()
+        end.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) for start, end in events]
+
+
+@contextmanager
+def _captured(work: Callable[[], None]):
+    """Yields the replay of ``work`` as a CUDA graph, or None if it cannot be captured."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            work()
+        graph.replay()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        yield None
+        return
+    yield graph.replay
+
+
+def format_table(result: dict) -> str:
+    """The result as text: milliseconds forward / forward + backward, graphs first."""
+    lines = ["  ".join(f"{key}: {value}" for key, value in result["machine"].items())]
+    for row in result["rows"]:
+        line = f"{row['case']:<34} {row['backend']:<15}"
+        if row.get("graph_both") is not None:
+            line += f" graph {row['graph_forward']:.3f} / {row['graph_both']:.3f} ms "
+        line += f" eager {row['forward']:.3f} / {row['both']:.3f} ms"
+        if "peak_gib" in row:
+            line += f"  peak {row['peak_gib']:.2f} GiB"
+        lines.append(line)
+    return "\n".join(lines)

@@ -1,0 +1,25 @@
+"""Measures speed on this machine.
+
+python tools/benchmark.py attention [--device cpu] [--tiny] [--json OUT]
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from lomar_det.benchmarks import benchmark_attention, format_table
+from lomar_det.engine import pick_device
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["attention"])
+    parser.add_argument("--device", default="auto", help="auto, cuda or cpu")
+    parser.add_argument("--tiny", action="store_true", help="one small case")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures there")
+    args = parser.parse_args()
+    result = benchmark_attention(pick_device(args.device), args.tiny)
+    print(format_table(result))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
