@@ -91,7 +91,7 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
             less than 95 % of the encoder's tensors arrived. The model is then unchanged.
     """
     tensors, _ = read_state_dict(path)
-    prefix, encoder = find_encoder(model)
+    prefix, _ = find_encoder(model)
     report = LoadReport(str(path))
     own = model.state_dict()
     is_detector = bool(prefix) and any(name.startswith("roi_heads.") for name in tensors)
@@ -100,7 +100,7 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
         target = name if is_detector else prefix + _strip_prefixes(name)
         reason = None if is_detector else _why_not_in_detector(target[len(prefix) :])
         if reason is None:
-            value, reason = _fit(value, target, own.get(target), encoder)
+            value, reason = _fit(value, target, own.get(target))
         if reason is None:
             state[target] = value
             report.loaded.append(name)
@@ -136,9 +136,7 @@ def _why_not_in_detector(name: str) -> str | None:
     return None
 
 
-def _fit(
-    value: Tensor, name: str, own: Tensor | None, encoder: LoMaRViT
-) -> tuple[Tensor, str | None]:
+def _fit(value: Tensor, name: str, own: Tensor | None) -> tuple[Tensor, str | None]:
     """The tensor as the model needs it, and None; or the reason why it cannot be used."""
     if own is None:
         if name.endswith("pos_embed"):
@@ -178,7 +176,7 @@ def _check_encoder_arrived(
     if mismatched or arrived < MIN_LOADED * len(wanted):
         hint = f"; first mismatch: {mismatched[0]}" if mismatched else ""
         tables = [name for name in wanted - state.keys() if name.endswith("lookup_table_weight")]
-        if tables and arrived == len(wanted) - len(tables):
+        if tables and not mismatched and arrived == len(wanted) - len(tables):
             hint = (
                 "; it was trained without iRPE: set model.backbone.net.rel_pos=decomposed (or "
                 "none) and model.backbone.net.use_abs_pos=True"

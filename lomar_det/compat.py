@@ -1,6 +1,7 @@
 """Is there a detectron2 that has ViTDet? Probes for what is needed, never compares versions."""
 
 import importlib.util
+import warnings
 
 _REMEDY = (
     "Install a current one, either from its repository (pip install --no-build-isolation "
@@ -12,6 +13,8 @@ _REMEDY = (
 def _find_problem() -> str | None:
     if importlib.util.find_spec("detectron2") is None:
         return f"lomar_det: detectron2 is not installed. {_REMEDY}"
+    # torch warns of what detectron2 uses; users can do nothing about it
+    warnings.filterwarnings("ignore", message="`torch.jit.script.*` is deprecated")
     try:
         from detectron2.config import LazyConfig  # noqa: F401
         from detectron2.modeling import SimpleFeaturePyramid, ViT  # noqa: F401

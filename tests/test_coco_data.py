@@ -2,14 +2,19 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 from common import ROOT, data_settings
 from detectron2.config import instantiate
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetMapper, MetadataCatalog
+from PIL import Image
 
-from lomar_det.data import configure_data, read_coco_summary
+from lomar_det.data import RGBDatasetMapper, configure_data, read_coco_summary
 from lomar_det.engine.config import load_config
 from lomar_det.errors import UserError
+from lomar_det.images import load_image
+from lomar_det.stream import seeded
 
 CONFIG = ROOT / "configs/custom/mask_rcnn_lomar_vit_tiny.py"
 
@@ -135,6 +140,81 @@ def test_broken_annotations_are_one_clear_error(drawn_set, name):
     with pytest.raises(UserError, match=words) as error:
         read_coco_summary(*drawn_set)
     assert str(drawn_set[0]) in str(error.value)
+
+
+def scale_boxes(factor):
+    def change(data):
+        for annotation in data["annotations"]:
+            annotation["bbox"] = [value * factor for value in annotation["bbox"]]
+
+    return change
+
+
+def corners(data):
+    for annotation in data["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation["bbox"] = [x + 40, y + 40, x + w + 40, y + h + 40]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (scale_boxes(0.005), "normalised"),
+        (corners, "not corners"),
+        (lambda d: d["annotations"][0].update(bbox=[1, 2, 3]), "four numbers"),
+        (lambda d: d["annotations"][0].update(bbox=[1, 2, 3, float("nan")]), "four numbers"),
+        (lambda d: d["annotations"][0].update(bbox="1 2 3 4"), "four numbers"),
+        (lambda d: d["images"][0].update(width=64, height=96), "says that 000.png is 64 x 96"),
+        (lambda d: d["categories"].append(d["categories"][0]), "categories have the same id"),
+    ],
+)
+def test_boxes_and_sizes_that_cannot_be_right_are_refused(drawn_set, change, words):
+    edit(drawn_set[0], change)
+    with pytest.raises(UserError, match=words):
+        read_coco_summary(*drawn_set)
+
+
+def test_a_few_bad_boxes_are_counted(drawn_set, lomar_log):
+    edit(drawn_set[0], lambda d: d["annotations"][0].update(bbox=[5, 5, 0, 9]))
+    total = read_coco_summary(*drawn_set).num_instances
+    assert f"1 of {total} boxes are empty" in lomar_log.text
+
+
+@pytest.mark.parametrize("epochs", [0, -1, "ten"])
+def test_epochs_must_be_positive(drawn_set, epochs):
+    with pytest.raises(UserError, match="must be a number above 0"):
+        configured(drawn_set, f"train.epochs={epochs}")
+
+
+def test_the_detector_sees_what_pretraining_sees(tmp_path):
+    """16-bit pictures above all: detectron2's own reader turns them white."""
+    path = tmp_path / "x.png"
+    Image.fromarray(np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)).save(path)
+    mapper = RGBDatasetMapper(is_train=False, augmentations=[], image_format="RGB")
+    image = mapper({"file_name": str(path), "width": 16, "height": 16})["image"]
+    assert torch.equal(image, torch.as_tensor(np.array(load_image(path))).permute(2, 0, 1))
+    assert image.min() == 0 and image.max() == 255
+
+
+def test_mapper_equals_detectron2s_on_plain_pictures(drawn_set):
+    cfg = configured(drawn_set)
+    ours = instantiate(cfg.dataloader.train.mapper)
+    entry = instantiate(cfg.dataloader.train.dataset)[0]
+    theirs = DatasetMapper(
+        is_train=True,
+        augmentations=list(ours.augmentations.augs),
+        image_format="RGB",
+        use_instance_mask=True,
+        recompute_boxes=True,
+    )
+    samples = []
+    for mapper in (ours, theirs):
+        with seeded(4):
+            samples.append(mapper(entry))
+    a, b = samples
+    assert torch.equal(a["image"], b["image"])
+    assert torch.equal(a["instances"].gt_boxes.tensor, b["instances"].gt_boxes.tensor)
+    assert torch.equal(a["instances"].gt_classes, b["instances"].gt_classes)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '"x"'])

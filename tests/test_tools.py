@@ -170,6 +170,40 @@ def test_resume_without_a_checkpoint_is_refused(drawn_set, tmp_path):
         pretrain(drawn_set[1], tmp_path / "pre", "train.epochs=2", resume=True)
 
 
+def test_resume_with_another_model_is_refused_and_changes_nothing(drawn_set, tmp_path):
+    out = tmp_path / "out"
+    pretrain(drawn_set[1], out, "train.epochs=2")
+    before = {path.name: path.read_bytes() for path in out.glob("*.[py]*")}
+    with pytest.raises(UserError, match="another model.*start without --resume"):
+        pretrain(drawn_set[1], out, "train.epochs=2", "model.embed_dim=48", resume=True)
+    assert before == {path.name: path.read_bytes() for path in out.glob("*.[py]*")}
+
+
+def test_resume_from_a_damaged_checkpoint_names_the_others(drawn_set, tmp_path):
+    out = tmp_path / "out"
+    pretrain(drawn_set[1], out, "train.epochs=3", "train.checkpoint_epochs=1")
+    (out / "model_final.pth").write_bytes(b"cut off")
+    with pytest.raises(UserError, match="model_final.pth.*last_checkpoint.*model_0000001.pth"):
+        pretrain(drawn_set[1], out, "train.epochs=3", resume=True)
+    (out / "last_checkpoint").write_text("gone.pth")
+    with pytest.raises(UserError, match="gone.pth.*cannot be continued"):
+        pretrain(drawn_set[1], out, "train.epochs=3", resume=True)
+
+
+def test_resume_takes_the_learning_rate_of_today(drawn_set, tmp_path):
+    out = tmp_path / "out"
+    pretrain(drawn_set[1], out, "train.epochs=4", "train.checkpoint_epochs=1")
+    rewind(out, "model_0000001.pth")
+    pretrain(drawn_set[1], out, "train.epochs=4", "train.base_lr=1e-6", resume=True)
+    lines = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+    assert 0 < max(line["lr"] for line in lines) < 1e-6
+
+
+def test_forgotten_data_is_named(tmp_path):
+    with pytest.raises(UserError, match="data.val.annotations is not set"):
+        detection.main(tool_args(DETECT, *TINY_DETECTOR, f"train.output_dir={tmp_path}"))
+
+
 def test_a_warm_up_longer_than_the_run_is_refused(drawn_set, tmp_path):
     for settings in (["train.epochs=1"], ["train.epochs=0", "train.warmup_epochs=0"]):
         with pytest.raises(UserError, match="train.warmup_epochs"):

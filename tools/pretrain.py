@@ -14,4 +14,4 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_run_arguments(parser)
-    run_tool(main, parser.parse_args())
+    run_tool(main, parser.parse_intermixed_args())

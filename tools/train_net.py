@@ -15,4 +15,4 @@ if __name__ == "__main__":
     )
     add_run_arguments(parser)
     parser.add_argument("--eval-only", action="store_true", help="evaluate train.init_checkpoint")
-    run_tool(main, parser.parse_args())
+    run_tool(main, parser.parse_intermixed_args())

@@ -5,15 +5,11 @@
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
-from detectron2.data import (
-    DatasetMapper,
-    build_detection_test_loader,
-    get_detection_dataset_dicts,
-)
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.evaluation import COCOEvaluator
 from omegaconf import OmegaConf
 
-from lomar_det.data import build_train_loader
+from lomar_det.data import RGBDatasetMapper, build_train_loader
 
 data = OmegaConf.create({"image_size": 1024, "min_scale": 0.1, "max_scale": 2.0})
 
@@ -21,7 +17,7 @@ dataloader = OmegaConf.create()
 
 dataloader.train = L(build_train_loader)(
     dataset=L(get_detection_dataset_dicts)(names="coco_2017_train"),
-    mapper=L(DatasetMapper)(
+    mapper=L(RGBDatasetMapper)(
         is_train=True,
         augmentations=[
             L(T.ResizeScale)(
@@ -45,7 +41,7 @@ dataloader.train = L(build_train_loader)(
 
 dataloader.test = L(build_detection_test_loader)(
     dataset=L(get_detection_dataset_dicts)(names="coco_2017_val", filter_empty=False),
-    mapper=L(DatasetMapper)(
+    mapper=L(RGBDatasetMapper)(
         is_train=False,
         augmentations=[
             L(T.ResizeShortestEdge)(

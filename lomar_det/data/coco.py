@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from ..errors import UserError
+from ..images import image_size
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ def read_coco_summary(
         UserError: a file or folder is missing, the JSON is not in COCO format, or it names
             pictures that do not exist; the message names them and the remedy.
     """
-    annotations, images = Path(annotations), Path(images)
+    annotations, images = Path(annotations).expanduser(), Path(images).expanduser()
     data = _read_json(annotations)
     if not images.is_dir():
         raise UserError(f"the image folder {images} does not exist; set data.*.images to it")
@@ -70,6 +72,7 @@ def read_coco_summary(
     categories = sorted(data["categories"], key=lambda category: category["id"])
     objects = [a for a in data["annotations"] if not a.get("iscrowd", 0)]
     _check_references(data, objects, annotations)
+    _check_boxes(data, objects, annotations)
     if for_evaluation:
         _check_evaluable(data, annotations)
     per_image = Counter(a["image_id"] for a in objects)
@@ -90,7 +93,7 @@ def read_coco_summary(
 
 def _read_json(path: Path) -> dict:
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise UserError(
             f"the annotation file {path} does not exist; set data.*.annotations to it"
@@ -118,12 +121,21 @@ def _read_json(path: Path) -> dict:
 
 
 def _check_images(data: dict, annotations: Path, images: Path) -> None:
-    missing = [i["file_name"] for i in data["images"] if not (images / i["file_name"]).is_file()]
+    missing = [
+        i["file_name"] for i in data["images"] if not (images / str(i["file_name"])).is_file()
+    ]
     if missing:
         raise UserError(
             f"{annotations} names {len(missing)} of {len(data['images'])} pictures that are not in "
             f"{images}, first {missing[0]!r}; put them there, or set data.*.images to their folder"
         )
+    for image in data["images"]:
+        size = image_size(images / image["file_name"])
+        if size != (image["width"], image["height"]):
+            raise UserError(
+                f"{annotations} says that {image['file_name']} is {image['width']} x "
+                f"{image['height']} pixels, the file is {size[0]} x {size[1]}; correct the entry"
+            )
 
 
 def _check_references(data: dict, objects: list[dict], annotations: Path) -> None:
@@ -137,12 +149,46 @@ def _check_references(data: dict, objects: list[dict], annotations: Path) -> Non
     }
     if len(image_ids) < len(data["images"]):
         raise UserError(f"{annotations}: several images have the same id; give each its own")
+    if len(category_ids) < len(data["categories"]):
+        raise UserError(f"{annotations}: several categories have the same id; give each its own")
     for what, bad in problems.items():
         if bad:
             raise UserError(
                 f"{annotations}: {len(bad)} annotations have {what}, first the one with id "
                 f"{bad[0]['id']}; correct or remove them"
             )
+
+
+def _check_boxes(data: dict, objects: list[dict], annotations: Path) -> None:
+    """Boxes are [x, y, width, height] in pixels; what is not would train in vain, and silently."""
+    sizes = {image["id"]: (image["width"], image["height"]) for image in data["images"]}
+    wrong = []
+    for entry in objects:
+        box = entry["bbox"]
+        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box))):
+            raise UserError(
+                f"{annotations}: the annotation with id {entry['id']} has the bbox {box}; COCO "
+                "boxes are four numbers, [x, y, width, height] in pixels"
+            )
+        width, height = sizes[entry["image_id"]]
+        x, y, w, h = box
+        if min(w, h) <= 0 or x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
+            wrong.append(entry["id"])
+    if not wrong:
+        if objects and all(max(entry["bbox"]) <= 1 for entry in objects):
+            raise UserError(f"{annotations}: boxes are in pixels, these look normalised to 0..1")
+        return
+    message = (
+        f"{annotations}: {len(wrong)} of {len(objects)} boxes are empty or reach out of their "
+        f"picture, first that of the annotation with id {wrong[0]}"
+    )
+    if 2 * len(wrong) > len(objects):
+        raise UserError(f"{message}; COCO boxes are [x, y, width, height], not corners")
+    logger.warning(message)
+
+
+def _is_finite(value) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _check_evaluable(data: dict, annotations: Path) -> None:
@@ -175,7 +221,7 @@ def register_coco(
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    register_coco_instances(name, {}, str(annotations), str(images))
+    register_coco_instances(name, {}, str(summary.annotations), str(summary.images))
     MetadataCatalog.get(name).thing_classes = list(summary.class_names)
     logger.info("%s = %s", name, summary)
     return summary

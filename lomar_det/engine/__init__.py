@@ -6,7 +6,7 @@ require_detectron2()
 
 from .checkpointer import Checkpointer, load_plain, save_atomically
 from .hooks import SeedEachStep, StopOnSignal, Throughput, writer_hook
-from .launch import add_run_arguments, pick_device, run_tool, setup_run
+from .launch import add_run_arguments, pick_device, run_tool, save_config, setup_run
 from .precision import autocast, resolve_precision
 from .schedules import step_schedule, warmup_cosine_schedule
 from .trainer import Trainer
@@ -24,6 +24,7 @@ __all__ = [
     "resolve_precision",
     "run_tool",
     "save_atomically",
+    "save_config",
     "setup_run",
     "step_schedule",
     "warmup_cosine_schedule",

@@ -40,7 +40,15 @@ def load_plain(path: str | Path) -> Any:
     Raises:
         UserError: the file is missing, damaged, or contains anything that would need unpickling.
     """
-    path = PathManager.get_local_path(str(path))
+    path = os.path.expanduser(str(path))
+    if os.path.isdir(path):
+        raise UserError(
+            f"{path} is a folder: give a file in it, backbone_final.pth or model_final.pth"
+        )
+    try:
+        path = PathManager.get_local_path(path)
+    except Exception as error:  # whatever a download can fail with
+        raise UserError(f"the checkpoint {path} cannot be fetched: {error}") from None
     if not os.path.isfile(path):
         raise UserError(f"the checkpoint {path} does not exist")
     try:
@@ -50,10 +58,10 @@ def load_plain(path: str | Path) -> Any:
             return load_file(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError:
         raise UserError(
-            f"{path} is refused: it is not a checkpoint of tensors and plain data, or it is "
-            f"damaged ({str(error).splitlines()[0]})"
+            f"{path} is refused: it is damaged, or not a checkpoint of tensors and plain data "
+            "alone; save the model's state_dict()"
         ) from None
     except Exception as error:  # zip, EOF, safetensors header errors, ...
         raise UserError(
@@ -74,6 +82,39 @@ class Checkpointer(DetectionCheckpointer):
         logger.info("Saving checkpoint to %s", path)
         save_atomically(data | kwargs, path)
         self.tag_last_checkpoint(path.name)
+
+    def resume(self) -> None:
+        """Continues from the last checkpoint, everything included.
+
+        Raises:
+            UserError: there is none, it is damaged, or it is of a run with other settings; nothing
+                has been written then.
+        """
+        folder = Path(self.save_dir)
+        saved = ", ".join(sorted(path.name for path in folder.glob("model_*.pth"))) or "none"
+        if not self.has_checkpoint():
+            raise UserError(
+                f"--resume: there is no checkpoint in {folder}; set train.output_dir to the run's, "
+                "or start without --resume"
+            )
+        path = self.get_checkpoint_file()
+        try:
+            self.load(str(path))
+        except (UserError, AssertionError, KeyError, ValueError) as error:
+            raise UserError(
+                f"--resume: {path} cannot be continued ({error}). With other settings, start "
+                "without --resume in another train.output_dir; if the file is damaged, write the "
+                f"name of an earlier one into {folder / 'last_checkpoint'} (there: {saved})"
+            ) from None
+
+    def _log_incompatible_keys(self, incompatible) -> None:
+        """A resumed run must get every tensor: a part at random would be silent."""
+        wrong = [key for key, *_ in incompatible.incorrect_shapes]
+        wrong += [*incompatible.missing_keys, *incompatible.unexpected_keys]
+        if wrong:
+            raise UserError(
+                f"it is of another model: {len(wrong)} tensors differ, first {wrong[0]}"
+            )
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         tag = Path(self.save_dir, "last_checkpoint")

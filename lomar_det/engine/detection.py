@@ -1,6 +1,7 @@
 """Training and evaluating a detector from a LazyConfig: what `tools/train_net.py` runs."""
 
 import argparse
+import copy
 import json
 import logging
 import math
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import instantiate
 from detectron2.engine import create_ddp_model, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
@@ -23,7 +24,7 @@ from ..stream import seed_everything
 from .checkpointer import Checkpointer
 from .config import build_model, load_config
 from .hooks import SeedEachStep, StopOnSignal, Throughput, writer_hook
-from .launch import setup_run
+from .launch import save_config, setup_run
 from .precision import autocast, resolve_precision
 from .trainer import Trainer
 
@@ -40,8 +41,6 @@ def main(args: argparse.Namespace) -> dict:
     device = setup_run(cfg)
     # The data is looked at after the loggers exist, so that what it decides is on record.
     configure_data(cfg, training=not args.eval_only)
-    if comm.is_main_process():
-        LazyConfig.save(cfg, str(Path(cfg.train.output_dir, "config.yaml")))
     seed_everything(cfg.train.seed)
     if args.eval_only:
         return evaluate_checkpoint(cfg, device)
@@ -52,12 +51,19 @@ def evaluate_checkpoint(cfg: DictConfig, device: torch.device) -> dict:
     """COCO metrics of ``train.init_checkpoint``, which must hold the whole detector."""
     if not cfg.train.init_checkpoint:
         raise UserError("--eval-only needs weights: train.init_checkpoint=FILE")
+    save_config(cfg, "config_eval.yaml")
     names = read_state_dict(cfg.train.init_checkpoint)[0]
     if not any("mask_head" in name for name in names) and any("roi_heads" in n for n in names):
         switch_masks_off(cfg)  # it was trained on boxes only
     model = build_model(cfg).to(device)
     report = load_weights(model, cfg.train.init_checkpoint)
     missing = [name for name in report.initialised if not name.startswith("pixel_")]
+    reshaped = [f"{name}, {why}" for name, why in report.dropped.items() if "shape" in why]
+    if reshaped:
+        raise UserError(
+            f"{cfg.train.init_checkpoint} is a detector for other classes: {reshaped[0]}; "
+            "data.val.annotations must list the categories it was trained on"
+        )
     if missing:
         raise UserError(
             f"{cfg.train.init_checkpoint} is not a checkpoint of the whole detector: "
@@ -93,6 +99,9 @@ def write_results(results: dict, path: Path) -> None:
 
 def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool) -> dict:
     """The training run of a config; returns the COCO results of the last evaluation."""
+    if not isinstance(cfg.train.max_iter, int) or cfg.train.max_iter < 1:
+        raise UserError(f"train.max_iter={cfg.train.max_iter} must be a whole number, at least 1")
+    full_config = copy.deepcopy(cfg)  # before live objects enter it
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     ddp_options = OmegaConf.to_container(cfg.train.ddp)
@@ -119,14 +128,9 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
     trainer.register_hooks(_hooks(cfg, evaluate_and_keep, checkpointer))
 
     start_iter = 0
-    if resume and checkpointer.has_checkpoint():
-        checkpointer.load(checkpointer.get_checkpoint_file())
+    if resume:
+        checkpointer.resume()
         start_iter = trainer.iter + 1
-    elif resume:
-        raise UserError(
-            f"--resume: there is no checkpoint in {cfg.train.output_dir}; set train.output_dir to "
-            "the run's, or start without --resume"
-        )
     elif cfg.train.init_checkpoint:
         load_weights(getattr(model, "module", model), cfg.train.init_checkpoint)
     else:
@@ -135,6 +139,7 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
     cfg.dataloader.train.start_iter = start_iter
     cfg.dataloader.train.accumulation_steps = cfg.train.accumulation_steps
     trainer.data_loader = _instantiate_loader(cfg.dataloader.train)
+    save_config(full_config)
     trainer.train(start_iter, cfg.train.max_iter)
     return results
 

@@ -33,9 +33,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-machines", type=int, default=1)
     parser.add_argument("--machine-rank", type=int, default=0)
     parser.add_argument("--dist-url", default="auto", help="for several machines: tcp://HOST:PORT")
-    parser.add_argument(
-        "opts", nargs=argparse.REMAINDER, metavar="key=value", help="override config settings"
-    )
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="override config settings")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -63,13 +61,18 @@ def setup_run(cfg: DictConfig) -> torch.device:
     Raises:
         UserError: the output folder cannot be written, or the device is not there.
     """
+    if not cfg.train.output_dir:
+        raise UserError("train.output_dir is empty: name a folder")
+    if not isinstance(cfg.train.seed, int) or cfg.train.seed < 0:
+        raise UserError(f"train.seed={cfg.train.seed} must be a whole number, at least 0")
     output_dir = Path(cfg.train.output_dir)
     if comm.is_main_process():
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
+            (output_dir / "log.txt").touch()
         except OSError as error:
             raise UserError(
-                f"train.output_dir={output_dir} cannot be created: {error}; choose another folder"
+                f"train.output_dir={output_dir} cannot be written: {error}; choose another folder"
             ) from None
     comm.synchronize()
     for name, abbreviation in _LOGGERS.items():
@@ -83,10 +86,14 @@ def setup_run(cfg: DictConfig) -> torch.device:
         hardware = f"{comm.get_world_size()} x {torch.cuda.get_device_name(device)}, {hardware}"
     logger.info("Command: %s", shlex.join(sys.argv))
     logger.info("Python %s, torch %s, %s", platform.python_version(), torch.__version__, hardware)
-    if comm.is_main_process():
-        LazyConfig.save(cfg, str(output_dir / "config.yaml"))
-        logger.info("Output and full config: %s", output_dir)
+    logger.info("Output: %s", output_dir)
     return device
+
+
+def save_config(cfg: DictConfig, name: str = "config.yaml") -> None:
+    """The full config in the output folder; called once everything in it is known to be right."""
+    if comm.is_main_process():
+        LazyConfig.save(cfg, str(Path(cfg.train.output_dir, name)))
 
 
 _LOGGERS = {"detectron2": "d2", "fvcore": "fvcore", "lomar_det": "lomar", "lomar_pretrain": "lomar"}

@@ -50,6 +50,16 @@ class Trainer(SimpleTrainer):
         self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
 
     def run_step(self) -> None:
+        try:
+            self._step()
+        except FloatingPointError as error:  # of the losses, or of detectron2's proposals
+            raise UserError(
+                f"training diverged in iteration {self.iter} ({error}). Nothing was updated; go on "
+                "from the last checkpoint with --resume, with a lower learning rate or with "
+                "train.precision=bf16 or fp32"
+            ) from None
+
+    def _step(self) -> None:
         self.optimizer.zero_grad()
         data_time, totals = 0.0, {}
         for step in range(self.accumulation_steps):
@@ -67,15 +77,8 @@ class Trainer(SimpleTrainer):
         if self.clip_grad_norm:
             self.grad_scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
-        try:  # before the optimizer step: a non-finite loss spoils no weights
-            self._write_metrics(totals, data_time)
-        except FloatingPointError:
-            raise UserError(
-                f"the loss became infinite or NaN in iteration {self.iter} "
-                f"({', '.join(f'{name} {loss.item():g}' for name, loss in totals.items())}). "
-                "Nothing was updated; go on from the last checkpoint with --resume, with a lower "
-                "learning rate or with train.precision=bf16 or fp32"
-            ) from None
+        # before the optimizer step: a non-finite loss spoils no weights
+        self._write_metrics(totals, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
@@ -98,5 +101,9 @@ class Trainer(SimpleTrainer):
         return super().state_dict() | {"grad_scaler": self.grad_scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """Continues a run; learning rate and weight decay are those of today's config."""
+        settings = [(group["lr"], group["weight_decay"]) for group in self.optimizer.param_groups]
         super().load_state_dict(state_dict)
+        for group, (lr, weight_decay) in zip(self.optimizer.param_groups, settings, strict=True):
+            group |= {"lr": lr, "initial_lr": lr, "weight_decay": weight_decay}
         self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

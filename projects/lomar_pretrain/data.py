@@ -4,17 +4,16 @@ Works without detectron2.
 """
 
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
 from lomar_det.errors import UserError
+from lomar_det.images import load_image
 from lomar_det.layers import to_pair
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
@@ -30,7 +29,7 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     """
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
     found: list[Path] = []
-    for path in map(Path, paths):
+    for path in (Path(path).expanduser() for path in paths):
         if path.is_file():
             found.append(path)
             continue
@@ -49,40 +48,6 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
             )
         found += sorted(inside)
     return found
-
-
-def load_image(path: str | Path) -> Image.Image:
-    """Opens a picture as RGB: EXIF orientation honoured, 16-bit scaled down, alpha on white.
-
-    Raises:
-        UserError: the file cannot be read as a picture; the message names it.
-    """
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns from 89 and refuses from 179 megapixels.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path} is too large ({error}); cut it into tiles") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read as a picture ({type(error).__name__}: {error}); "
-            "repair or remove it"
-        ) from None
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        pixels = np.asarray(image, dtype=np.float64)
-        top = 65535 if image.mode.startswith("I") else max(float(pixels.max()), 1e-9)
-        image = Image.fromarray((pixels.clip(0, top) * (255 / top)).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
 
 
 def normalize(image: Image.Image) -> Tensor:

@@ -29,6 +29,7 @@ from lomar_det.engine import (
     Throughput,
     Trainer,
     resolve_precision,
+    save_config,
     setup_run,
     warmup_cosine_schedule,
     writer_hook,
@@ -104,14 +105,9 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
     trainer.register_hooks(_hooks(cfg, checkpointer, schedule, iters_per_epoch, max_iter))
 
     start_iter = 0
-    if resume and checkpointer.has_checkpoint():
-        checkpointer.load(checkpointer.get_checkpoint_file())
+    if resume:
+        checkpointer.resume()
         start_iter = trainer.iter + 1
-    elif resume:
-        raise UserError(
-            f"--resume: there is no checkpoint in {settings.output_dir}; set train.output_dir to "
-            "the run's, or start without --resume"
-        )
     transform = PretrainTransform(model.img_size, cfg.data.crop_scale, cfg.data.flip)
     trainer.data_loader = stream_loader(
         SeededDataset(paths, transform, settings.seed),
@@ -122,6 +118,7 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
         cfg.data.num_workers,
         pin_memory=device.type == "cuda",
     )
+    save_config(cfg)
     trainer.train(start_iter, max_iter)
     path = Path(settings.output_dir, "backbone_final.pth")
     if comm.is_main_process():

@@ -1,0 +1,38 @@
+"""detectron2's mapper with pictures opened as pretraining opens them."""
+
+import copy
+
+import numpy as np
+import torch
+from detectron2.data import DatasetMapper
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import SizeMismatchError, check_image_size
+
+from ..errors import UserError
+from ..images import load_image
+
+
+class RGBDatasetMapper(DatasetMapper):
+    """`DatasetMapper` for RGB models whose pictures are opened by `load_image`.
+
+    detectron2's own turns 16-bit pictures white, float ones black and drops alpha, so that the
+    detector would see other pictures than its backbone was pretrained on. Arguments are those of
+    the base class; ``image_format`` must be RGB.
+    """
+
+    def __call__(self, dataset_dict: dict) -> dict:
+        dataset_dict = copy.deepcopy(dataset_dict)  # it is changed below
+        image = np.asarray(load_image(dataset_dict["file_name"]))  # (height, width, 3)
+        try:
+            check_image_size(dataset_dict, image)
+        except SizeMismatchError as error:
+            raise UserError(f"{error}; correct the entry in the annotations") from None
+        augmented = T.AugInput(image)
+        transforms = self.augmentations(augmented)
+        image = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))  # (3, height, width)
+        dataset_dict["image"] = torch.as_tensor(image)
+        if not self.is_train:
+            dataset_dict.pop("annotations", None)
+        elif "annotations" in dataset_dict:
+            self._transform_annotations(dataset_dict, transforms, image.shape[1:])
+        return dataset_dict
