@@ -5,17 +5,15 @@ from ..compat import require_detectron2
 require_detectron2()
 
 from .checkpointer import Checkpointer, load_plain, save_atomically
-from .hooks import SeedEachStep, StopOnSignal, Throughput, writer_hook
+from .hooks import StopOnSignal, standard_hooks
 from .launch import add_run_arguments, pick_device, run_tool, save_config, setup_run
 from .precision import autocast, resolve_precision
 from .schedules import step_schedule, warmup_cosine_schedule
-from .trainer import Trainer
+from .trainer import Trainer, wrap_ddp
 
 __all__ = [
     "Checkpointer",
-    "SeedEachStep",
     "StopOnSignal",
-    "Throughput",
     "Trainer",
     "add_run_arguments",
     "autocast",
@@ -26,7 +24,8 @@ __all__ = [
     "save_atomically",
     "save_config",
     "setup_run",
+    "standard_hooks",
     "step_schedule",
     "warmup_cosine_schedule",
-    "writer_hook",
+    "wrap_ddp",
 ]

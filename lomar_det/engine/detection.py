@@ -5,15 +5,14 @@ import copy
 import json
 import logging
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from detectron2.config import instantiate
-from detectron2.engine import create_ddp_model, hooks
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from ..checkpoint import load_weights, read_state_dict
@@ -23,10 +22,10 @@ from ..errors import UserError
 from ..stream import seed_everything
 from .checkpointer import Checkpointer
 from .config import build_model, load_config
-from .hooks import SeedEachStep, StopOnSignal, Throughput, writer_hook
+from .hooks import standard_hooks
 from .launch import save_config, setup_run
 from .precision import autocast, resolve_precision
-from .trainer import Trainer
+from .trainer import Trainer, wrap_ddp
 
 logger = logging.getLogger(__name__)
 
@@ -104,10 +103,7 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
     full_config = copy.deepcopy(cfg)  # before live objects enter it
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
-    ddp_options = OmegaConf.to_container(cfg.train.ddp)
-    if device.type == "cpu":
-        ddp_options["device_ids"] = None
-    model = create_ddp_model(model, **ddp_options)
+    model = wrap_ddp(model, cfg.train.ddp, device)
     checkpointer = Checkpointer(model, cfg.train.output_dir)
     trainer = Trainer(
         model,
@@ -125,7 +121,18 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
         results.update(evaluate(cfg, model))
         return results
 
-    trainer.register_hooks(_hooks(cfg, evaluate_and_keep, checkpointer))
+    trainer.register_hooks(
+        standard_hooks(
+            cfg.train,
+            checkpointer,
+            instantiate(cfg.lr_multiplier),
+            cfg.train.max_iter,
+            cfg.dataloader.train.total_batch_size,
+            cfg.train.checkpointer.period,
+            cfg.train.checkpointer.max_to_keep,
+            EvalHook(cfg.train.eval_period, evaluate_and_keep),
+        )
+    )
 
     start_iter = 0
     if resume:
@@ -153,27 +160,3 @@ def _instantiate_loader(cfg: DictConfig):
             "environment variable DETECTRON2_DATASETS names; for data of your own, use a config "
             "of configs/custom"
         ) from None
-
-
-def _hooks(cfg: DictConfig, evaluate_and_keep: Callable[[], dict], checkpointer) -> list:
-    settings, is_main = cfg.train, comm.is_main_process()
-    # Last in the list what reads the results of the others; StopOnSignal after the writers.
-    return [
-        SeedEachStep(settings.seed),
-        hooks.IterationTimer(),
-        Throughput(cfg.dataloader.train.total_batch_size),
-        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-        hooks.PeriodicCheckpointer(
-            checkpointer,
-            period=settings.checkpointer.period,
-            max_to_keep=settings.checkpointer.max_to_keep,
-            file_prefix="model",
-        )
-        if is_main
-        else None,
-        hooks.EvalHook(settings.eval_period, evaluate_and_keep),
-        writer_hook(settings.output_dir, settings.max_iter, settings.log_period)
-        if is_main
-        else None,
-        StopOnSignal(checkpointer),
-    ]

@@ -5,9 +5,16 @@ import signal
 from pathlib import Path
 
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import PeriodicWriter
+from detectron2.engine.hooks import (
+    IterationTimer,
+    LRScheduler,
+    PeriodicCheckpointer,
+    PeriodicWriter,
+)
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+from fvcore.common.param_scheduler import ParamScheduler
+from omegaconf import DictConfig
 
 from ..stream import get_rank, mix_seed, seed_everything
 
@@ -104,3 +111,40 @@ class StopOnSignal(HookBase):
             return None
         received = [number for number in comm.all_gather(self.received) if number is not None]
         return received[0] if received else None
+
+
+def standard_hooks(
+    settings: DictConfig,
+    checkpointer,
+    schedule: ParamScheduler,
+    max_iter: int,
+    total_batch_size: int,
+    checkpoint_period: int,
+    max_to_keep: int,
+    evaluation: HookBase | None = None,
+) -> list[HookBase | None]:
+    """What every training run does besides its steps, in the order in which it must happen.
+
+    Args:
+        settings: The ``train`` section of a config: ``seed``, ``output_dir``, ``log_period``.
+        checkpointer: Saves periodically, and when a signal ends the run.
+        schedule: Learning rate over the run.
+        max_iter: Length of the run.
+        total_batch_size: Images per step, for the speed.
+        checkpoint_period: Iterations between checkpoints, of which ``max_to_keep`` stay.
+        evaluation: Runs after the checkpoint and before the writers, which report its results.
+    """
+    is_main = comm.is_main_process()
+    save = PeriodicCheckpointer(
+        checkpointer, checkpoint_period, max_to_keep=max_to_keep, file_prefix="model"
+    )
+    return [
+        SeedEachStep(settings.seed),
+        IterationTimer(),
+        Throughput(total_batch_size),
+        LRScheduler(scheduler=schedule),
+        save if is_main else None,
+        evaluation,
+        writer_hook(settings.output_dir, max_iter, settings.log_period) if is_main else None,
+        StopOnSignal(checkpointer),
+    ]

@@ -6,12 +6,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import SimpleTrainer, create_ddp_model
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
 from .precision import autocast
+
+
+def wrap_ddp(model: nn.Module, options: DictConfig, device: torch.device) -> nn.Module:
+    """DistributedDataParallel with ``train.ddp``'s options where there are several processes."""
+    options = OmegaConf.to_container(options)
+    if device.type == "cpu":
+        options["device_ids"] = None
+    return create_ddp_model(model, **options)
 
 
 class Trainer(SimpleTrainer):

@@ -14,7 +14,6 @@ from lomar_det.compat import require_detectron2
 require_detectron2()
 
 import torch
-from detectron2.engine import create_ddp_model, hooks
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from timm.optim import param_groups_weight_decay
@@ -24,15 +23,13 @@ import lomar_det
 from lomar_det.checkpoint import save_backbone
 from lomar_det.engine import (
     Checkpointer,
-    SeedEachStep,
-    StopOnSignal,
-    Throughput,
     Trainer,
     resolve_precision,
     save_config,
     setup_run,
+    standard_hooks,
     warmup_cosine_schedule,
-    writer_hook,
+    wrap_ddp,
 )
 from lomar_det.engine.config import build_model, load_config
 from lomar_det.errors import UserError
@@ -87,11 +84,8 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
     model = build_model(cfg).to(device)
     groups = param_groups_weight_decay(model, settings.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(settings.betas))
-    ddp_options = OmegaConf.to_container(settings.ddp)
-    if device.type == "cpu":
-        ddp_options["device_ids"] = None
     trainer = Trainer(
-        create_ddp_model(model, **ddp_options),
+        wrap_ddp(model, settings.ddp, device),
         data_loader=None,
         optimizer=optimizer,
         compute_losses=_compute_losses(device),
@@ -102,7 +96,12 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
     )
     checkpointer = Checkpointer(trainer.model, settings.output_dir, trainer=trainer)
     schedule = warmup_cosine_schedule(settings.warmup_epochs / settings.epochs)
-    trainer.register_hooks(_hooks(cfg, checkpointer, schedule, iters_per_epoch, max_iter))
+    period = max(1, round(settings.checkpoint_epochs * iters_per_epoch))
+    trainer.register_hooks(
+        standard_hooks(
+            settings, checkpointer, schedule, max_iter, batch, period, settings.max_to_keep
+        )
+    )
 
     start_iter = 0
     if resume:
@@ -137,24 +136,6 @@ def _compute_losses(device: torch.device):
         return {"loss": model(images.to(device, non_blocking=True)).loss}
 
     return compute
-
-
-def _hooks(cfg: DictConfig, checkpointer, schedule, iters_per_epoch: int, max_iter: int) -> list:
-    settings, is_main = cfg.train, comm.is_main_process()
-    period = max(1, round(settings.checkpoint_epochs * iters_per_epoch))
-    return [
-        SeedEachStep(settings.seed),
-        hooks.IterationTimer(),
-        Throughput(settings.total_batch_size),
-        hooks.LRScheduler(scheduler=schedule),
-        hooks.PeriodicCheckpointer(
-            checkpointer, period, max_to_keep=settings.max_to_keep, file_prefix="model"
-        )
-        if is_main
-        else None,
-        writer_hook(settings.output_dir, max_iter, settings.log_period) if is_main else None,
-        StopOnSignal(checkpointer),
-    ]
 
 
 def backbone_meta(model: nn.Module, epochs: float) -> dict:
