@@ -66,12 +66,17 @@ setup(
         "setuptools<82",  # detectron2.model_zoo imports pkg_resources, gone in 82
     ],
     extras_require={
+        "shards": ["webdataset>=1.0"],
+        "export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.18"],
+        "eval": ["hotcoco>=1.3"],
+        "wandb": ["wandb>=0.17"],
         "dev": [
             "pytest>=8.0",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             "ruff>=0.9",
+            "scikit-learn>=1.5",
         ]
     },
 )
