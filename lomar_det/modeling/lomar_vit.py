@@ -93,7 +93,7 @@ class LoMaRViT(Backbone):
             rows, columns = grid_size(pretrain_img_size, patch_size)
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, embed_dim))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        drop_path = torch.linspace(0, drop_path_rate, depth).tolist()
+        drop_path = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             Block(
                 embed_dim,

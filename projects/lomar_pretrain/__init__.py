@@ -13,12 +13,14 @@ with warnings.catch_warnings():
 from .classifier import VisionTransformerClassifier
 from .lomar import LoMaR, LoMaROutput
 from .mae import MAE, MAEOutput
+from .timm_models import LoMaRVisionTransformer
 from .windows import WindowSample, sample_windows
 
 __all__ = [
     "MAE",
     "LoMaR",
     "LoMaROutput",
+    "LoMaRVisionTransformer",
     "MAEOutput",
     "VisionTransformerClassifier",
     "WindowSample",

@@ -65,7 +65,7 @@ class VisionTransformerEncoder(nn.Module):
         if abs_pos:
             positions = sincos_pos_embed(embed_dim, self.grid)
             self.pos_embed = nn.Parameter(positions, requires_grad=False)
-        drop_path = torch.linspace(0, drop_path_rate, depth).tolist()
+        drop_path = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             Block(
                 embed_dim,
@@ -99,6 +99,14 @@ class VisionTransformerEncoder(nn.Module):
         if self.abs_pos:
             cls = cls + self.pos_embed[:, :1]
         return torch.cat([cls.expand(x.shape[0], -1, -1), x], dim=1)
+
+    def embed_image(self, images: Tensor) -> tuple[Tensor, TokenGrid]:
+        """All patches of (B, 3, height, width), with positions and class token: (B, N, C)."""
+        H, W = grid_size(images.shape[2:], self.patch_size)
+        x = self.patch_embed(images)
+        if self.abs_pos:
+            x = x + self.patch_positions((H, W))
+        return self.with_cls_token(x), TokenGrid(H, W, cls_token=True)
 
     def forward_blocks(self, x: Tensor, grid: TokenGrid, buckets: Tensor | None = None) -> Tensor:
         """(B, N, C) through all blocks, before the final norm."""
