@@ -131,6 +131,11 @@ def _why_not_fused(q: Tensor, grid: TokenGrid) -> str | None:
     return why_unsupported(q, grid)
 
 
-@lru_cache(maxsize=16)
+_logged: set[tuple[str, str]] = set()
+
+
+@torch.compiler.assume_constant_result  # torch.compile logs while tracing: no break in the graph
 def _log_once(choice: str, why: str) -> None:
-    logger.info("iRPE attention: backend %s (%s)", choice, why)
+    if (choice, why) not in _logged:
+        _logged.add((choice, why))
+        logger.info("iRPE attention: backend %s (%s)", choice, why)
