@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lomar_det.benchmarks import TINY_CASES, benchmark_attention, format_table
+from lomar_det.benchmarks.attention import TINY_CASES, benchmark_attention, format_table
 
 
 def check(device, backends):

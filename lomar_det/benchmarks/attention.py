@@ -3,9 +3,7 @@
 Shapes: B batch (or windows), h heads, N tokens, D head_dim.
 """
 
-import platform
 import statistics
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 
@@ -14,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .layers import NUM_BUCKETS, NUM_SPATIAL_BUCKETS, TokenGrid, rpe_attention
+from ..layers import NUM_BUCKETS, NUM_SPATIAL_BUCKETS, TokenGrid, rpe_attention
+from .timing import describe_machine, summarise, time_work
 
 # name -> (B, h, D, grid): a ViT-B detector's global and window attention, pretraining's windows
 CASES = {
@@ -29,7 +28,6 @@ NO_BIAS = {
     "flash, no bias": SDPBackend.FLASH_ATTENTION,
     "cuDNN, no bias": SDPBackend.CUDNN_ATTENTION,
 }
-REPEATS = 20
 
 
 def benchmark_attention(device: torch.device, tiny: bool = False) -> dict:
@@ -50,9 +48,7 @@ def benchmark_attention(device: torch.device, tiny: bool = False) -> dict:
         for backend, attend, inputs, gradient in _contestants(shape, device):
             row = {"case": case, "backend": backend}
             rows.append(row | _measure(attend, inputs, gradient, device))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    machine = {"device": name or device.type, "torch": torch.__version__}
-    return {"machine": machine | {"date": time.strftime("%Y-%m-%d")}, "rows": rows}
+    return {"machine": describe_machine(device), "rows": rows}
 
 
 def _contestants(shape, device: torch.device):
@@ -90,43 +86,26 @@ def _measure(attend: Callable[[], Tensor], inputs, gradient: Tensor, device) -> 
 
     forward(), both()  # compile
     if device.type != "cuda":
-        times = _clocked(both)
-        return {"forward": statistics.median(_clocked(forward)), **_summary(times)}
+        times = time_work(both, device)
+        return {"forward": statistics.median(time_work(forward, device)), **_summary(times)}
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     both()
     torch.cuda.synchronize()
     row = {"peak_gib": torch.cuda.max_memory_allocated() / 2**30}
-    row |= {"forward": statistics.median(_timed(forward)), **_summary(_timed(both))}
+    row |= {
+        "forward": statistics.median(time_work(forward, device)),
+        **_summary(time_work(both, device)),
+    }
     for name, work in (("graph_forward", forward), ("graph_both", both)):
         with _captured(work) as replay:
-            row[name] = replay and statistics.median(_timed(replay))
+            row[name] = replay and statistics.median(time_work(replay, device))
     return row
 
 
 def _summary(times: list[float]) -> dict:
-    quarters = statistics.quantiles(times, n=4)
-    return {"both": statistics.median(times), "spread": [quarters[0], quarters[2]]}
-
-
-def _clocked(work: Callable[[], None]) -> list[float]:
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        work()
-        times.append((time.perf_counter() - start) * 1e3)
-    return times
-
-
-def _timed(work: Callable[[], None]) -> list[float]:
-    """Milliseconds by device events; the queue stays full, so launches overlap with the work."""
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(REPEATS)]
-    for start, end in events:
-        start.record()
-        work()
-        end.record()
-    torch.cuda.synchronize()
-    return [start.elapsed_time(end) for start, end in events]
+    summary = summarise(times)
+    return {"both": summary["ms"], "spread": summary["spread"]}
 
 
 @contextmanager

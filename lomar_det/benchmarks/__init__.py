@@ -1,0 +1,13 @@
+"""Measuring speed: attention and the detector here, pretraining in `lomar_pretrain.benchmarks`."""
+
+from .attention import benchmark_attention, format_table
+from .timing import describe_machine, format_rows, matrix_rate, measure_step
+
+__all__ = [
+    "benchmark_attention",
+    "describe_machine",
+    "format_rows",
+    "format_table",
+    "matrix_rate",
+    "measure_step",
+]
