@@ -111,8 +111,6 @@ def _configure_max_detections(cfg: DictConfig, max_instances: int) -> None:
 def _configure_iterations(cfg: DictConfig, num_images: int) -> None:
     epochs, batch = cfg.train.get("epochs"), cfg.dataloader.train.total_batch_size
     if epochs is not None:
-        if not isinstance(epochs, int | float) or epochs <= 0:
-            raise UserError(f"train.epochs={epochs} must be a number above 0, or null")
         cfg.train.max_iter = max(1, math.ceil(epochs * num_images / batch))
         logger.info(
             "%g epochs x %d images with objects / batch %d = %d iterations",

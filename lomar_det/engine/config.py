@@ -1,8 +1,11 @@
 """Loading a LazyConfig with overrides, with one clear error for what a user mistyped."""
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 from detectron2.config import LazyConfig, instantiate
+from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -69,9 +72,21 @@ def _check_exists(cfg: DictConfig, key: str, path: str | Path, added: bool) -> N
         node = OmegaConf.select(cfg, parent) if parent else cfg
     except OmegaConfBaseException:
         node = None
-    # An L(...) call takes any argument of its target; plain sections only what they list.
-    is_call = isinstance(node, DictConfig) and "_target_" in node
-    settings = list(node) if isinstance(node, DictConfig) else []  # `in` overlooks missing values
-    if node is None or not (added or is_call or leaf in settings):
+    settings = set(node) if isinstance(node, DictConfig) else set()  # `in` overlooks missing values
+    takes_any = False
+    if "_target_" in settings:
+        arguments, takes_any = _arguments(node["_target_"])
+        settings = settings - {"_target_"} | arguments
+    if node is None or not (added or takes_any or leaf in settings):
         known = ", ".join(sorted(map(str, settings))) or "nothing"
         raise UserError(f"{path} has no setting {key!r}; {parent or 'it'} has {known}")
+
+
+def _arguments(target: Callable | str) -> tuple[set[str], bool]:
+    """Names of the arguments that an L(...) call takes, and whether it takes others as well."""
+    function = locate(target) if isinstance(target, str) else target
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # of something built into Python, or compiled
+        return set(), True
+    return {p.name for p in parameters}, any(p.kind is p.VAR_KEYWORD for p in parameters)

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 class SeedEachStep(HookBase):
     """Step i draws from a generator seeded with (seed, i, rank).
 
-    So a resumed run needs no generator states: windows, proposals and stochastic depth of a step
-    are the same wherever the run was started.
+    So a resumed run needs no generator states: proposals and stochastic depth of a step are the
+    same wherever the run was started.
     """
 
     def __init__(self, seed: int):

@@ -33,13 +33,33 @@ from lomar_det.engine import (
 )
 from lomar_det.engine.config import build_model, load_config
 from lomar_det.errors import UserError
-from lomar_det.stream import SeededDataset, seed_everything, stream_loader
+from lomar_det.settings import FLAG, RUN_RULES, check_settings, number, one_of, pair, whole
+from lomar_det.stream import (
+    SeededDataset,
+    count_accumulation_steps,
+    seed_everything,
+    stream_loader,
+)
 
-from .data import PretrainTransform, find_images
+from .data import PretrainTransform, WithNoise, find_images
 from .lomar import LoMaR
 from .pictures import plot_loss, reconstruction_sheet
 
 logger = logging.getLogger(__name__)
+
+_RULES = RUN_RULES | {
+    "data.crop_scale": pair(number("(0, 1]"), ascending=True),
+    "data.flip": FLAG,
+    "data.num_workers": whole(0),
+    "train.epochs": number("(0, inf)"),
+    "train.warmup_epochs": number("[0, inf)"),
+    "train.base_lr": number("(0, inf)"),
+    "train.total_batch_size": whole(1),
+    "train.betas": pair(number("[0, 1)")),
+    "train.weight_decay": number("[0, inf)"),
+    "train.checkpoint_epochs": number("(0, inf)"),
+    "train.max_to_keep": whole(1) | one_of(None),
+}
 
 
 def main(args: argparse.Namespace) -> Path:
@@ -51,6 +71,12 @@ def main(args: argparse.Namespace) -> Path:
     cfg = load_config(args.config_file, args.opts)
     if OmegaConf.is_missing(cfg.data, "path"):
         raise UserError("data.path is not set: give the folder of your images, data.path=FOLDER")
+    check_settings(cfg, _RULES)
+    if cfg.train.warmup_epochs >= cfg.train.epochs:
+        raise UserError(
+            f"train.warmup_epochs={cfg.train.warmup_epochs} does not fit into "
+            f"train.epochs={cfg.train.epochs}: it must be less than that"
+        )
     setup_run(cfg)
     return run(cfg, args.resume)
 
@@ -58,13 +84,13 @@ def main(args: argparse.Namespace) -> Path:
 def run(cfg: DictConfig, resume: bool = False) -> Path:
     """The run itself: data, model, trainer, then the files for the next stage."""
     settings, device = cfg.train, torch.device(cfg.train.device)
-    if not 0 <= settings.warmup_epochs < settings.epochs:
-        raise UserError(
-            f"train.warmup_epochs={settings.warmup_epochs} does not fit into "
-            f"train.epochs={settings.epochs}: it must be at least 0 and less than that"
-        )
-    paths = find_images(_as_list(cfg.data.path))
     batch = settings.total_batch_size
+    accumulation_steps = count_accumulation_steps(
+        batch, settings.max_batch_per_gpu, settings.accumulation_steps
+    )
+    seed_everything(settings.seed)
+    model = build_model(cfg).to(device)  # before the pictures are looked for: it may be impossible
+    paths = find_images(_as_list(cfg.data.path))
     iters_per_epoch = max(1, len(paths) // batch)
     max_iter = math.ceil(settings.epochs * iters_per_epoch)
     lr = settings.base_lr * batch / 256
@@ -80,8 +106,6 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
         batch,
         lr,
     )
-    seed_everything(settings.seed)
-    model = build_model(cfg).to(device)
     groups = param_groups_weight_decay(model, settings.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(settings.betas))
     trainer = Trainer(
@@ -91,7 +115,7 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
         compute_losses=_compute_losses(device),
         device=device,
         dtype=resolve_precision(settings.precision, device),
-        accumulation_steps=settings.accumulation_steps,
+        accumulation_steps=accumulation_steps,
         clip_grad_norm=settings.clip_grad_norm,
     )
     checkpointer = Checkpointer(trainer.model, settings.output_dir, trainer=trainer)
@@ -109,11 +133,11 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
         start_iter = trainer.iter + 1
     transform = PretrainTransform(model.img_size, cfg.data.crop_scale, cfg.data.flip)
     trainer.data_loader = stream_loader(
-        SeededDataset(paths, transform, settings.seed),
+        SeededDataset(paths, WithNoise(transform, model.noise_shape), settings.seed),
         batch,
         settings.seed,
         start_iter,
-        settings.accumulation_steps,
+        accumulation_steps,
         cfg.data.num_workers,
         pin_memory=device.type == "cuda",
     )
@@ -132,8 +156,9 @@ def _as_list(path) -> list[str]:
 
 
 def _compute_losses(device: torch.device):
-    def compute(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-        return {"loss": model(images.to(device, non_blocking=True)).loss}
+    def compute(model: nn.Module, batch: list[Tensor]) -> dict[str, Tensor]:
+        images, noise = (tensor.to(device, non_blocking=True) for tensor in batch)
+        return {"loss": model(images, noise=noise).loss}
 
     return compute
 
