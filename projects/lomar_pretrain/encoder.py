@@ -106,6 +106,15 @@ class VisionTransformerEncoder(nn.Module):
             x = block(x, grid, buckets)
         return x
 
+    def patch_features(self, images: Tensor) -> Tensor:
+        """Whole images (B, 3, height, width) -> patch tokens after the final norm (B, H * W, C)."""
+        H, W = grid_size(images.shape[2:], self.patch_size)
+        x = self.patch_embed(images)
+        if self.abs_pos:
+            x = x + self.patch_positions((H, W))
+        x = self.forward_blocks(self.with_cls_token(x), TokenGrid(H, W, cls_token=True))
+        return self.norm(x)[:, 1:]
+
 
 def _drop_unused_pos_embed(module, state_dict, prefix, *_):
     if not module.abs_pos:
