@@ -50,5 +50,16 @@ train = OmegaConf.create(
         "weight_decay": 0.05,
         "checkpoint_epochs": 20,
         "max_to_keep": 3,
+        # a sheet of reconstructions every so many epochs and at the end; 0: never
+        "picture_epochs": 50,
+        # kNN accuracy of the features every so many epochs and at the end, to see more than a loss
+        "probe": {
+            # folder of class folders with labelled pictures; empty: no probe
+            "path": "",
+            "epochs": 50,
+            "k": 20,
+            "max_images": 2000,
+            "batch_size": 64,
+        },
     }
 )

@@ -14,6 +14,13 @@ from torch import nn
 
 from ..errors import UserError
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+# Installed, the recipes lie in the package (setup.py puts them there); in a checkout, beside it.
+CONFIGS = next(
+    (folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()),
+    _PACKAGE / "configs",
+)
+
 
 def load_config(path: str | Path, overrides: list[str]) -> DictConfig:
     """Reads a config file and applies ``key=value`` overrides.
@@ -39,6 +46,45 @@ def load_config(path: str | Path, overrides: list[str]) -> DictConfig:
         except (HydraException, OmegaConfBaseException, ValueError, KeyError, TypeError) as error:
             raise UserError(f"the override {override!r} cannot be applied: {error}") from None
     return cfg
+
+
+def set_option(cfg: DictConfig, key: str, value, path: str | Path) -> None:
+    """Sets ``key`` to a Python value: what ``key=value`` does with text.
+
+    Args:
+        cfg: The config, read from ``path``.
+        key: With dots: ``train.epochs``.
+
+    Raises:
+        UserError: the setting does not exist, or cannot hold the value.
+    """
+    _check_exists(cfg, key, path, added=False)
+    try:
+        OmegaConf.update(cfg, key, value, merge=isinstance(value, dict))
+    except (OmegaConfBaseException, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{key}={value!r} cannot be set: {error}") from None
+
+
+def find_config(name: str | Path, folder: str) -> Path:
+    """The path of a config: a file as it is, else the recipe of that name.
+
+    Recipes are the files of the repository's ``configs/``, which an installation carries along.
+
+    Args:
+        name: Path of a .py file, or a recipe's name without ``.py``.
+        folder: Where recipes are looked for, in ``configs/``: ``pretrain``, ``coco``, ``custom``.
+
+    Raises:
+        UserError: neither; the message lists the recipes.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    recipes = CONFIGS / folder
+    path = recipes / f"{str(name).removesuffix('.py')}.py"
+    if not path.is_file():
+        known = ", ".join(sorted(recipe.stem for recipe in recipes.glob("*.py")))
+        raise UserError(f"there is neither a config file nor a recipe {name}; recipes: {known}")
+    return path
 
 
 def _apply(cfg: DictConfig, override: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -62,6 +62,12 @@ def denormalize(images: Tensor) -> Tensor:
     mean = torch.tensor(IMAGENET_MEAN, device=images.device)[:, None, None]
     std = torch.tensor(IMAGENET_STD, device=images.device)[:, None, None]
     return (images * std + mean).clamp(0, 1)
+
+
+def fit_image(image: Image.Image, size: int | tuple[int, int]) -> Tensor:
+    """A whole picture, nothing random: resized to cover (height, width), its middle normalised."""
+    height, width = to_pair(size)
+    return normalize(ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC))
 
 
 class WithNoise:

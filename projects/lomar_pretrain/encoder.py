@@ -136,6 +136,11 @@ class VisionTransformerEncoder(nn.Module):
             x = block(x, grid, buckets)
         return x
 
+    def patch_features(self, images: Tensor) -> Tensor:
+        """Whole images (B, 3, height, width) -> patch tokens after the final norm (B, H * W, C)."""
+        x = self.forward_blocks(*self.embed_image(images))
+        return self.norm(x)[:, 1:]
+
 
 def _drop_unused_pos_embed(module, state_dict, prefix, *_):
     if not module.abs_pos:

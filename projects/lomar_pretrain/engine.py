@@ -42,8 +42,8 @@ from lomar_det.stream import (
 )
 
 from .data import PretrainTransform, WithNoise, find_images
-from .lomar import LoMaR
-from .pictures import plot_loss, reconstruction_sheet
+from .hooks import evaluation_hooks
+from .pictures import plot_training
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,11 @@ def main(args: argparse.Namespace) -> Path:
     Raises:
         UserError: anything the user can mend.
     """
-    cfg = load_config(args.config_file, args.opts)
+    return start(load_config(args.config_file, args.opts), args.resume)
+
+
+def start(cfg: DictConfig, resume: bool = False) -> Path:
+    """Sets a run up and runs it, for the tool and for `lomar_pretrain.pretrain` alike."""
     if OmegaConf.is_missing(cfg.data, "path"):
         raise UserError("data.path is not set: give the folder of your images, data.path=FOLDER")
     check_settings(cfg, _RULES)
@@ -78,7 +82,7 @@ def main(args: argparse.Namespace) -> Path:
             f"train.epochs={cfg.train.epochs}: it must be less than that"
         )
     setup_run(cfg)
-    return run(cfg, args.resume)
+    return run(cfg, resume)
 
 
 def run(cfg: DictConfig, resume: bool = False) -> Path:
@@ -118,12 +122,20 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
         accumulation_steps=accumulation_steps,
         clip_grad_norm=settings.clip_grad_norm,
     )
-    checkpointer = Checkpointer(trainer.model, settings.output_dir, trainer=trainer)
+    meta = backbone_meta(model, settings.epochs)
+    checkpointer = Checkpointer(trainer.model, settings.output_dir, meta=meta, trainer=trainer)
     schedule = warmup_cosine_schedule(settings.warmup_epochs / settings.epochs)
     period = max(1, round(settings.checkpoint_epochs * iters_per_epoch))
     trainer.register_hooks(
         standard_hooks(
-            settings, checkpointer, schedule, max_iter, batch, period, settings.max_to_keep
+            settings,
+            checkpointer,
+            schedule,
+            max_iter,
+            batch,
+            period,
+            settings.max_to_keep,
+            *evaluation_hooks(cfg, model, paths, iters_per_epoch),
         )
     )
 
@@ -145,8 +157,10 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
     trainer.train(start_iter, max_iter)
     path = Path(settings.output_dir, "backbone_final.pth")
     if comm.is_main_process():
-        save_backbone(path, model.state_dict(), backbone_meta(model, settings.epochs))
-        write_pictures(model, paths, settings.output_dir)
+        save_backbone(path, model.state_dict(), meta)
+        metrics = read_metrics(Path(settings.output_dir, "metrics.json"))
+        if metrics:
+            plot_training(metrics, Path(settings.output_dir, "loss.png"))
         logger.info("The backbone for the next stage: %s", path)
     return path
 
@@ -164,21 +178,13 @@ def _compute_losses(device: torch.device):
 
 
 def backbone_meta(model: nn.Module, epochs: float) -> dict:
-    """The plain-data ``meta`` of a backbone file."""
+    """The plain-data ``meta`` of a run's files: what the model is, and what made it."""
     return model.architecture | {"epochs": epochs, "code_version": lomar_det.__version__}
-
-
-def write_pictures(model: nn.Module, paths: list[Path], output_dir: str | Path) -> None:
-    """``reconstruction.png`` and ``loss.png``, for people who would rather look than read."""
-    if isinstance(model, LoMaR):
-        spread = paths[:: max(1, len(paths) // 4)][:4]
-        reconstruction_sheet(model, spread, Path(output_dir, "reconstruction.png"))
-    metrics = Path(output_dir, "metrics.json")
-    if metrics.is_file():
-        plot_loss(read_metrics(metrics), Path(output_dir, "loss.png"))
 
 
 def read_metrics(path: str | Path) -> list[dict]:
     """The lines of a ``metrics.json``; after a resume, the later line of an iteration counts."""
+    if not Path(path).is_file():
+        return []
     lines = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
     return [by_iter for _, by_iter in sorted({m["iteration"]: m for m in lines}.items())]

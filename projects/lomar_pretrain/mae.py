@@ -94,6 +94,9 @@ class MAE(VisionTransformerEncoder):
             "method": "mae",
             "mask_ratio": mask_ratio,
             "norm_pix_loss": norm_pix_loss,
+            "decoder_embed_dim": decoder_embed_dim,
+            "decoder_depth": decoder_depth,
+            "decoder_num_heads": decoder_num_heads,
         }
         self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
