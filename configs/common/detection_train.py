@@ -29,9 +29,11 @@ train = OmegaConf.create(
         "output_dir": "output/detector",
         # a pretrained backbone or a whole detector; empty trains from random weights
         "init_checkpoint": "",
-        "max_iter": 184375,
-        # set, it decides max_iter (data of one's own only)
+        # epochs decide the iterations, unless those are given
         "epochs": None,
+        "max_iter": None,
+        # the batch that optimizer.lr is meant for; another one is remarked upon in the log
+        "lr_batch_size": 64,
         # auto: the GPU if there is one; cuda, cpu
         "device": "auto",
         # auto: bf16 on a GPU that has it, else fp32; evaluation runs in it, too
