@@ -32,9 +32,11 @@ train = OmegaConf.create(
         "output_dir": "output/detector",
         # a pretrained backbone or a whole detector; empty trains from random weights
         "init_checkpoint": "",
-        "max_iter": 184375,
-        # set, it decides max_iter (data of one's own only)
+        # epochs decide the iterations, unless those are given
         "epochs": None,
+        "max_iter": None,
+        # the batch that optimizer.lr is meant for; another one is remarked upon in the log
+        "lr_batch_size": 64,
         # 4 images of 1024x1024 took 13.3 GiB with ViT-B (docs/performance.md)
         "max_batch_per_gpu": 4,
         "checkpointer": {"period": 5000, "max_to_keep": 3},

@@ -15,6 +15,7 @@ data.max_detections = "auto"
 
 dataloader.train.total_batch_size = 16
 optimizer.lr = 5e-5
+train.lr_batch_size = 16
 train.epochs = 50
 train.eval_period = 1000
 train.checkpointer.period = 1000

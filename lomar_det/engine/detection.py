@@ -31,7 +31,7 @@ from .trainer import Trainer, wrap_ddp
 logger = logging.getLogger(__name__)
 
 _RULES = RUN_RULES | {
-    "train.max_iter": whole(1),
+    "train.max_iter": whole(1) | one_of(None),
     "train.epochs": number("(0, inf)") | one_of(None),
     "train.eval_period": whole(0),
     "train.checkpointer.period": whole(1),
