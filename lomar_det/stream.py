@@ -6,6 +6,7 @@ wherever the run was started, and a run can begin at any position.
 """
 
 import contextlib
+import logging
 import random
 import signal
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from torch import distributed
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from .errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def get_rank() -> int:
@@ -147,6 +150,38 @@ def local_batch_size(total_batch_size: int, accumulation_steps: int = 1) -> int:
             f"choose a multiple of {parts}"
         )
     return total_batch_size // parts
+
+
+def count_accumulation_steps(
+    total_batch_size: int, max_batch_per_gpu: int, accumulation_steps: int | str = "auto"
+) -> int:
+    """Forward passes per optimizer step, and a log line of what the batch is made of.
+
+    Args:
+        total_batch_size: Samples per optimizer step over all processes.
+        max_batch_per_gpu: Samples per process and forward pass that ``auto`` may use.
+        accumulation_steps: A number is taken as it is; ``auto`` is the smallest one that divides
+            the batch evenly.
+
+    Raises:
+        UserError: the total does not divide evenly.
+    """
+    if accumulation_steps == "auto":
+        per_process = local_batch_size(total_batch_size)
+        accumulation_steps = next(
+            steps
+            for steps in range(1, per_process + 1)
+            if per_process % steps == 0 and per_process // steps <= max_batch_per_gpu
+        )
+    images = local_batch_size(total_batch_size, accumulation_steps)
+    logger.info(
+        "Batch: %d images x %d process(es) x %d accumulation step(s) = %d",
+        images,
+        get_world_size(),
+        accumulation_steps,
+        total_batch_size,
+    )
+    return accumulation_steps
 
 
 def stream_loader(

@@ -180,12 +180,6 @@ def test_a_few_bad_boxes_are_counted(drawn_set, lomar_log):
     assert f"1 of {total} boxes are empty" in lomar_log.text
 
 
-@pytest.mark.parametrize("epochs", [0, -1, "ten"])
-def test_epochs_must_be_positive(drawn_set, epochs):
-    with pytest.raises(UserError, match="must be a number above 0"):
-        configured(drawn_set, f"train.epochs={epochs}")
-
-
 def test_the_detector_sees_what_pretraining_sees(tmp_path):
     """16-bit pictures above all: detectron2's own reader turns them white."""
     path = tmp_path / "x.png"
@@ -248,6 +242,9 @@ def test_different_categories_are_refused(drawn_set, tmp_path):
         ("data.trian.images=x", "no setting"),
         ("nonsense", "not an override"),
         ("model.backbone.net.embed_dim", "not an override"),
+        ("model.backbone.net.window=7", "no setting.*window_size"),
+        ("optimizer.weight_deacy=0", "no setting.*weight_decay"),
+        ("model.roi_heads.box_head.fc_dim=8", "no setting.*fc_dims"),
     ],
 )
 def test_mistyped_overrides_are_refused(override, words):

@@ -204,12 +204,6 @@ def test_forgotten_data_is_named(tmp_path):
         detection.main(tool_args(DETECT, *TINY_DETECTOR, f"train.output_dir={tmp_path}"))
 
 
-def test_a_warm_up_longer_than_the_run_is_refused(drawn_set, tmp_path):
-    for settings in (["train.epochs=1"], ["train.epochs=0", "train.warmup_epochs=0"]):
-        with pytest.raises(UserError, match="train.warmup_epochs"):
-            pretrain(drawn_set[1], tmp_path / "pre", *settings)
-
-
 @pytest.mark.parametrize("eval_only", [True, False])
 def test_wrong_checkpoints_are_refused(drawn_set, tmp_path, eval_only):
     with pytest.raises(UserError, match="gone.pth does not exist"):

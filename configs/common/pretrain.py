@@ -5,6 +5,8 @@ from omegaconf import OmegaConf
 
 from lomar_pretrain import LoMaR
 
+from .run import run
+
 model = L(LoMaR)(
     img_size=224,
     patch_size=16,
@@ -35,25 +37,29 @@ data = OmegaConf.create(
 
 train = OmegaConf.create(
     {
+        **run,
         "output_dir": "output/pretrain",
         "epochs": 1600,
         "warmup_epochs": 40,
         # learning rate = base_lr * total_batch_size / 256
         "base_lr": 1.5e-4,
         "total_batch_size": 4096,
-        # total_batch_size is split into this many forward passes
-        "accumulation_steps": 1,
+        # 256 of 224x224 with 4 windows take 18.2 GiB (docs/performance.md): a card of 24 GB
+        "max_batch_per_gpu": 256,
         "betas": [0.9, 0.95],
         "weight_decay": 0.05,
-        "clip_grad_norm": None,
-        # auto: the GPU if there is one; cuda, cpu
-        "device": "auto",
-        # auto: bf16 on a GPU that has it, else fp32
-        "precision": "auto",
-        "seed": 0,
         "checkpoint_epochs": 20,
         "max_to_keep": 3,
-        "log_period": 20,
-        "ddp": {"broadcast_buffers": False, "find_unused_parameters": False},
+        # a sheet of reconstructions every so many epochs and at the end; 0: never
+        "picture_epochs": 50,
+        # kNN accuracy of the features every so many epochs and at the end, to see more than a loss
+        "probe": {
+            # folder of class folders with labelled pictures; empty: no probe
+            "path": "",
+            "epochs": 50,
+            "k": 20,
+            "max_images": 2000,
+            "batch_size": 64,
+        },
     }
 )

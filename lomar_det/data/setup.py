@@ -16,8 +16,8 @@ def configure_data(cfg: DictConfig, training: bool = True) -> None:
 
     Sets the names in ``dataloader``, the number of classes of all heads, the mask head (off, with a
     log line, where the annotations have boxes only), the mask format, the detections kept per
-    image, and ``train.max_iter`` from ``train.epochs``. A config without ``data.val`` (COCO under
-    its registered names) stays as it is.
+    image, and ``train.max_iter`` from ``train.epochs``. Of a config without ``data.val`` (COCO under
+    its registered names) only the latter, by ``data.num_images``.
 
     Args:
         cfg: A LazyConfig of `configs/custom` or `configs/coco`, overrides applied.
@@ -26,9 +26,9 @@ def configure_data(cfg: DictConfig, training: bool = True) -> None:
     Raises:
         UserError: a setting is missing, or see `read_coco_summary`.
     """
-    if "val" not in cfg.get("data", {}):
-        if cfg.train.get("epochs"):
-            raise UserError("train.epochs counts data of one's own; set train.max_iter instead")
+    if "val" not in cfg.data:
+        if training:
+            _configure_iterations(cfg, cfg.data.get("num_images"))
         return
     val = _register(cfg, "val")
     train = val
@@ -101,23 +101,38 @@ def _configure_max_detections(cfg: DictConfig, max_instances: int) -> None:
     limit = cfg.data.max_detections
     if limit != 100:
         logger.info("Up to %d objects in a picture: keeping %d detections", max_instances, limit)
-    cfg.model.roi_heads.box_predictor.test_topk_per_image = limit
+    heads = cfg.model.roi_heads
+    for predictor in heads.get("box_predictors") or [heads.box_predictor]:  # cascade or not
+        predictor.test_topk_per_image = limit
     proposals = cfg.model.proposal_generator.post_nms_topk
     cfg.model.proposal_generator.post_nms_topk = (proposals[0], max(proposals[1], limit))
     if cfg.dataloader.get("evaluator") is not None:
         cfg.dataloader.evaluator.max_dets_per_image = limit
 
 
-def _configure_iterations(cfg: DictConfig, num_images: int) -> None:
-    epochs, batch = cfg.train.get("epochs"), cfg.dataloader.train.total_batch_size
-    if epochs is not None:
-        if not isinstance(epochs, int | float) or epochs <= 0:
-            raise UserError(f"train.epochs={epochs} must be a number above 0, or null")
-        cfg.train.max_iter = max(1, math.ceil(epochs * num_images / batch))
+def _configure_iterations(cfg: DictConfig, num_images: int | None) -> None:
+    epochs, batch = cfg.train.epochs, cfg.dataloader.train.total_batch_size
+    if cfg.train.max_iter is not None:
+        if epochs is not None:
+            logger.warning("train.max_iter is set: train.epochs=%g does not count", epochs)
+    elif epochs is None or num_images is None:
+        raise UserError("give the length of the run: train.epochs or train.max_iter")
+    else:
+        cfg.train.max_iter = math.ceil(epochs * num_images / batch)
         logger.info(
-            "%g epochs x %d images with objects / batch %d = %d iterations",
+            "%g epochs x %d images / batch %d = %d iterations",
             epochs,
             num_images,
             batch,
             cfg.train.max_iter,
+        )
+    usual, lr = cfg.train.lr_batch_size, cfg.optimizer.lr
+    if usual not in (None, batch):
+        logger.warning(
+            "the learning rate %g is meant for batch %d, this run has %d; scaled linearly it would "
+            "be %g (optimizer.lr)",
+            lr,
+            usual,
+            batch,
+            lr * batch / usual,
         )

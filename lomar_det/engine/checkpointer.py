@@ -71,13 +71,23 @@ def load_plain(path: str | Path) -> Any:
 
 
 class Checkpointer(DetectionCheckpointer):
-    """detectron2's checkpointer with atomic writes and `load_plain`."""
+    """detectron2's checkpointer with atomic writes and `load_plain`.
+
+    Args:
+        meta: Plain data that every file says about itself, under ``meta``.
+    """
+
+    def __init__(self, model, save_dir: str = "", *, meta: dict | None = None, **kwargs: Any):
+        super().__init__(model, save_dir, **kwargs)
+        self.meta = meta
 
     def save(self, name: str, **kwargs: Any) -> None:
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict()}
         data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
+        if self.meta is not None:
+            data["meta"] = self.meta
         path = Path(self.save_dir, f"{name}.pth")
         logger.info("Saving checkpoint to %s", path)
         save_atomically(data | kwargs, path)

@@ -19,7 +19,8 @@ from ..checkpoint import load_weights, read_state_dict
 from ..data import configure_data
 from ..data.setup import switch_masks_off
 from ..errors import UserError
-from ..stream import seed_everything
+from ..settings import RUN_RULES, check_settings, number, one_of, pair, whole
+from ..stream import count_accumulation_steps, seed_everything
 from .checkpointer import Checkpointer
 from .config import build_model, load_config
 from .hooks import standard_hooks
@@ -29,6 +30,22 @@ from .trainer import Trainer, wrap_ddp
 
 logger = logging.getLogger(__name__)
 
+_RULES = RUN_RULES | {
+    "train.max_iter": whole(1) | one_of(None),
+    "train.epochs": number("(0, inf)") | one_of(None),
+    "train.eval_period": whole(0),
+    "train.checkpointer.period": whole(1),
+    "train.checkpointer.max_to_keep": whole(1) | one_of(None),
+    "data.image_size": whole(1),
+    "optimizer.lr": number("(0, inf)"),
+    "optimizer.weight_decay": number("[0, inf)"),
+    "optimizer.betas": pair(number("[0, 1)")),
+    "lr_multiplier.warmup_iters": whole(0),
+    "dataloader.train.total_batch_size": whole(1),
+    "dataloader.train.num_workers": whole(0),
+    "dataloader.test.num_workers": whole(0),
+}
+
 
 def main(args: argparse.Namespace) -> dict:
     """Trains or, with ``--eval-only``, evaluates; returns the last COCO results.
@@ -37,6 +54,7 @@ def main(args: argparse.Namespace) -> dict:
         UserError: anything the user can mend.
     """
     cfg = load_config(args.config_file, args.opts)
+    check_settings(cfg, _RULES)
     device = setup_run(cfg)
     # The data is looked at after the loggers exist, so that what it decides is on record.
     configure_data(cfg, training=not args.eval_only)
@@ -98,9 +116,12 @@ def write_results(results: dict, path: Path) -> None:
 
 def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool) -> dict:
     """The training run of a config; returns the COCO results of the last evaluation."""
-    if not isinstance(cfg.train.max_iter, int) or cfg.train.max_iter < 1:
-        raise UserError(f"train.max_iter={cfg.train.max_iter} must be a whole number, at least 1")
     full_config = copy.deepcopy(cfg)  # before live objects enter it
+    accumulation_steps = count_accumulation_steps(
+        cfg.dataloader.train.total_batch_size,
+        cfg.train.max_batch_per_gpu,
+        cfg.train.accumulation_steps,
+    )
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     model = wrap_ddp(model, cfg.train.ddp, device)
@@ -111,7 +132,7 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
         optimizer=optimizer,
         device=device,
         dtype=resolve_precision(cfg.train.precision, device),
-        accumulation_steps=cfg.train.accumulation_steps,
+        accumulation_steps=accumulation_steps,
         clip_grad_norm=cfg.train.clip_grad_norm,
     )
     checkpointer.add_checkpointable("trainer", trainer)
@@ -144,7 +165,7 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
         logger.warning("train.init_checkpoint is empty: training from random weights")
     cfg.dataloader.train.seed = cfg.train.seed
     cfg.dataloader.train.start_iter = start_iter
-    cfg.dataloader.train.accumulation_steps = cfg.train.accumulation_steps
+    cfg.dataloader.train.accumulation_steps = accumulation_steps
     trainer.data_loader = _instantiate_loader(cfg.dataloader.train)
     save_config(full_config)
     trainer.train(start_iter, cfg.train.max_iter)

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 class SeedEachStep(HookBase):
     """Step i draws from a generator seeded with (seed, i, rank).
 
-    So a resumed run needs no generator states: windows, proposals and stochastic depth of a step
-    are the same wherever the run was started.
+    So a resumed run needs no generator states: proposals and stochastic depth of a step are the
+    same wherever the run was started.
     """
 
     def __init__(self, seed: int):
@@ -121,7 +121,7 @@ def standard_hooks(
     total_batch_size: int,
     checkpoint_period: int,
     max_to_keep: int,
-    evaluation: HookBase | None = None,
+    *evaluation: HookBase,
 ) -> list[HookBase | None]:
     """What every training run does besides its steps, in the order in which it must happen.
 
@@ -132,7 +132,7 @@ def standard_hooks(
         max_iter: Length of the run.
         total_batch_size: Images per step, for the speed.
         checkpoint_period: Iterations between checkpoints, of which ``max_to_keep`` stay.
-        evaluation: Runs after the checkpoint and before the writers, which report its results.
+        evaluation: Run after the checkpoint and before the writers, which report their results.
     """
     is_main = comm.is_main_process()
     save = PeriodicCheckpointer(
@@ -144,7 +144,7 @@ def standard_hooks(
         Throughput(total_batch_size),
         LRScheduler(scheduler=schedule),
         save if is_main else None,
-        evaluation,
+        *evaluation,
         writer_hook(settings.output_dir, max_iter, settings.log_period) if is_main else None,
         StopOnSignal(checkpointer),
     ]

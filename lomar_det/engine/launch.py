@@ -63,8 +63,6 @@ def setup_run(cfg: DictConfig) -> torch.device:
     """
     if not cfg.train.output_dir:
         raise UserError("train.output_dir is empty: name a folder")
-    if not isinstance(cfg.train.seed, int) or cfg.train.seed < 0:
-        raise UserError(f"train.seed={cfg.train.seed} must be a whole number, at least 0")
     output_dir = Path(cfg.train.output_dir)
     if comm.is_main_process():
         try:

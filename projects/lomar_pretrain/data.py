@@ -4,11 +4,12 @@ Works without detectron2.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -61,6 +62,31 @@ def denormalize(images: Tensor) -> Tensor:
     mean = torch.tensor(IMAGENET_MEAN, device=images.device)[:, None, None]
     std = torch.tensor(IMAGENET_STD, device=images.device)[:, None, None]
     return (images * std + mean).clamp(0, 1)
+
+
+def fit_image(image: Image.Image, size: int | tuple[int, int]) -> Tensor:
+    """A whole picture, nothing random: resized to cover (height, width), its middle normalised."""
+    height, width = to_pair(size)
+    return normalize(ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC))
+
+
+class WithNoise:
+    """Adds the random numbers from which a model makes an image's windows or mask.
+
+    Drawn under the sample's seed, like its crop, they are the same however a batch is split over
+    processes and passes.
+
+    Args:
+        transform: Makes the image; None ("cannot be used") stays None.
+        shape: The model's ``noise_shape``.
+    """
+
+    def __init__(self, transform: Callable[[Any], Tensor | None], shape: tuple[int, ...]):
+        self.transform, self.shape = transform, shape
+
+    def __call__(self, sample) -> tuple[Tensor, Tensor] | None:
+        image = self.transform(sample)
+        return None if image is None else (image, torch.rand(self.shape))
 
 
 class PretrainTransform:
