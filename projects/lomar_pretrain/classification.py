@@ -1,89 +1,108 @@
-"""Parts of image classification: what surrounds the encoder in training and evaluation.
+"""What surrounds the encoder in classification: data, augmentation, loss, optimizer, accuracy.
 
-Shapes: B images, C embed_dim, K classes.
+Shapes: B images, K classes.
 """
 
-import logging
+from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from timm.data import Mixup, create_transform
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.utils import accuracy
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from lomar_det.errors import UserError
+from lomar_det.images import load_image
 
-from .encoder import VisionTransformerEncoder
-
-logger = logging.getLogger(__name__)
+from .classification_data import ClassFolders
 
 
-class LinearProbe(nn.Module):
-    """A linear layer on frozen features, normalised by a BatchNorm without weights (MAE, app. A).
-
-    The features are the mean of the patch tokens after the encoder's final norm.
+def read_class_folders(path: str | Path, val_fraction: float, seed: int):
+    """Training and validation pictures of a folder, and the names of their classes.
 
     Args:
-        encoder: Frozen, always in evaluation mode.
-        num_classes: Outputs, K.
+        path: With ``train/`` and ``val/``, the class folders in them; else itself the folder of
+            class folders, of which ``val_fraction`` of each class, at least one picture, is kept
+            for validation.
+        val_fraction: In (0, 1).
+        seed: Decides the split.
+
+    Returns:
+        Two lists of (path, class index), and the class names.
+
+    Raises:
+        UserError: no class folders, classes that differ, or a class that is too small to split.
     """
+    root = Path(path).expanduser()
+    if (root / "train").is_dir() and (root / "val").is_dir():
+        train, val = ClassFolders(root / "train"), ClassFolders(root / "val")
+        differ = sorted(set(train.classes) ^ set(val.classes))
+        if differ:
+            raise UserError(
+                f"{root}/train and {root}/val have different classes: {differ[0]} is in one only"
+            )
+        return train.samples, val.samples, train.classes
+    folders = ClassFolders(root)
+    labels = np.array(folders.targets)
+    kept = np.zeros(len(labels), dtype=bool)
+    for index, name in enumerate(folders.classes):
+        members = np.random.default_rng((seed, index)).permutation(np.flatnonzero(labels == index))
+        count = max(1, round(val_fraction * len(members)))
+        if count == len(members):
+            raise UserError(
+                f"class {name} of {root} has {len(members)} picture(s), too few to keep "
+                f"{val_fraction:g} of them for validation: add pictures, or give train/ and val/"
+            )
+        kept[members[:count]] = True
+    samples = folders.samples
+    train, val = ([samples[i] for i in np.flatnonzero(mask)] for mask in (~kept, kept))
+    return train, val, folders.classes
 
-    def __init__(self, encoder: VisionTransformerEncoder, num_classes: int):
-        super().__init__()
-        encoder.init_weights()
-        self.encoder = encoder.requires_grad_(False)
-        embed_dim = encoder.architecture["embed_dim"]
-        self.bn = nn.BatchNorm1d(embed_dim, affine=False, eps=1e-6)
-        self.head = nn.Linear(embed_dim, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
 
-    @property
-    def img_size(self) -> tuple[int, int]:
-        return self.encoder.img_size
+def train_transform(img_size: tuple[int, int], augmentation: DictConfig):
+    """timm's training transform of a PIL image; draws from the global generators."""
+    options = OmegaConf.to_container(augmentation)
+    options |= {"hflip": options["hflip"] or 0.0, "re_prob": options["re_prob"] or 0.0}
+    try:
+        return create_transform(
+            img_size, is_training=True, interpolation="bicubic", re_mode="pixel", **options
+        )
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"data.augmentation={options} cannot be used: {error}") from None
 
-    def train(self, mode: bool = True) -> "LinearProbe":
-        super().train(mode)
-        self.encoder.eval()
-        return self
 
-    @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
-        """(B, 3, height, width) -> (B, C)."""
-        return self.encoder.patch_features(images).mean(dim=1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, height, width) -> logits (B, K)."""
-        return self.head(self.bn(self.features(images).float()))
+def eval_transform(img_size: tuple[int, int], crop_pct: float):
+    """timm's validation transform: resize, centre crop."""
+    return create_transform(img_size, interpolation="bicubic", crop_pct=crop_pct)
 
 
 class MixedLoss:
-    """timm's loss, with mixup and cutmix where the settings ask for them.
+    """Cross entropy with label smoothing and, where the settings ask for them, mixup and cutmix.
 
     Called as the trainer calls ``compute_losses``: with the model and a batch of images (B, 3,
     height, width) and labels (B,).
     """
 
     def __init__(self, settings: DictConfig, num_classes: int, device: torch.device):
-        self.device = device
-        self.mixup, smoothing = None, settings.label_smoothing
+        self.device, self.mixup = device, None
+        self.criterion: nn.Module = LabelSmoothingCrossEntropy(settings.label_smoothing)
         if settings.mixup or settings.cutmix:
             self.mixup = Mixup(
                 mixup_alpha=settings.mixup,
                 cutmix_alpha=settings.cutmix,
-                label_smoothing=smoothing,
+                label_smoothing=settings.label_smoothing,
                 num_classes=num_classes,
             )
             self.criterion = SoftTargetCrossEntropy()
-        else:
-            self.criterion = LabelSmoothingCrossEntropy(smoothing)
 
     def __call__(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        images, labels = (x.to(self.device, non_blocking=True) for x in batch)
+        images, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
         if self.mixup is not None:
             images, labels = self.mixup(images, labels)
         return {"loss": self.criterion(model(images).float(), labels)}
@@ -93,55 +112,55 @@ class AccuracyEvaluator(DatasetEvaluator):
     """Top-1 and top-5 accuracy in percent, over all processes."""
 
     def reset(self) -> None:
-        self.counts = torch.zeros(3, dtype=torch.float64)  # top-1, top-5, images
+        self.correct1 = self.correct5 = 0.0
+        self.images = 0
 
     def process(self, inputs: tuple[Tensor, Tensor], outputs: Tensor) -> None:
         logits, labels = outputs.float().cpu(), inputs[1].cpu()
-        # with fewer than five classes top-5 says nothing, but must not fail
-        shares = accuracy(logits, labels, topk=(1, min(5, logits.shape[1])))
-        size = len(labels)
-        self.counts += torch.tensor([*(float(s) * size for s in shares), size]).double()
+        # with five classes or fewer top-5 is always right, but not an error
+        top1, top5 = accuracy(logits, labels, topk=(1, min(5, logits.shape[1])))
+        self.correct1 += float(top1) * len(labels)
+        self.correct5 += float(top5) * len(labels)
+        self.images += len(labels)
 
     def evaluate(self) -> dict:
-        counts = torch.stack(comm.all_gather(self.counts)).sum(0)
-        top1, top5 = (counts[:2] / counts[2]).tolist()
-        return {"classification": {"top1": top1, "top5": top5, "images": int(counts[2])}}
-
-
-def train_transform(img_size: tuple[int, int], augmentation: DictConfig):
-    """timm's training transform on a PIL image; draws from the global generators."""
-    options = {key: value for key, value in augmentation.items() if key != "scale"}
-    try:
-        return create_transform(
-            img_size,
-            is_training=True,
-            interpolation="bicubic",
-            re_mode="pixel",
-            scale=tuple(augmentation.scale),
-            **options | {"re_prob": options["re_prob"] or 0.0},
-        )
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"data.augmentation {dict(augmentation)} cannot be used: {error}") from None
-
-
-def eval_transform(img_size: tuple[int, int], crop_pct: float):
-    """timm's validation transform: resize, centre crop."""
-    return create_transform(img_size, interpolation="bicubic", crop_pct=crop_pct)
+        counts = comm.all_gather((self.correct1, self.correct5, self.images))
+        correct1, correct5, images = map(sum, zip(*counts, strict=True))
+        scores = {"top1": correct1 / images, "top5": correct5 / images, "images": images}
+        return {"classification": scores}
 
 
 def build_optimizer(model: nn.Module, settings: DictConfig, lr: float) -> torch.optim.Optimizer:
-    """timm's optimizer with layer-wise learning rates, for schedulers that know no ``lr_scale``."""
+    """timm's optimizer over what is trained, with layer-wise learning rates.
+
+    timm leaves ``lr_scale`` in the groups to its own schedulers; ours multiply each group's rate.
+    """
     options = {"betas": tuple(settings.betas)} if "adam" in settings.optimizer else {}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    frozen = len(trained) < len(list(model.parameters()))
-    optimizer = create_optimizer_v2(
-        trained if frozen else model,
-        opt=settings.optimizer,
-        lr=lr,
-        weight_decay=settings.weight_decay,
-        layer_decay=None if frozen else settings.layer_decay,
-        **options,
-    )
+    try:
+        optimizer = create_optimizer_v2(
+            model,
+            opt=settings.optimizer,
+            lr=lr,
+            weight_decay=settings.weight_decay,
+            layer_decay=settings.layer_decay,
+            **options,
+        )
+    except (AssertionError, ValueError) as error:
+        raise UserError(f"train.optimizer={settings.optimizer} cannot be used: {error}") from None
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
     return optimizer
+
+
+class LabelledPictures(Dataset):
+    """(path, class index) pairs as (image tensor, class index)."""
+
+    def __init__(self, samples: list[tuple[str, int]], transform):
+        self.samples, self.transform = samples, transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        path, label = self.samples[index]
+        return self.transform(load_image(path)), label

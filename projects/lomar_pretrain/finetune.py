@@ -10,17 +10,19 @@ from lomar_det.compat import require_detectron2
 require_detectron2()
 
 import torch
+from detectron2.data.samplers import InferenceSampler
 from detectron2.engine.hooks import EvalHook
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.evaluation import inference_context, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lomar_det.checkpoint import load_encoder_weights
+from lomar_det.checkpoint import load_encoder_weights, read_state_dict
 from lomar_det.engine import (
     Checkpointer,
     Trainer,
+    autocast,
     resolve_precision,
     save_config,
     setup_run,
@@ -30,22 +32,49 @@ from lomar_det.engine import (
 )
 from lomar_det.engine.config import build_model, load_config
 from lomar_det.engine.detection import write_results
-from lomar_det.engine.precision import autocast
 from lomar_det.errors import UserError
-from lomar_det.stream import SeededDataset, quiet_worker, seed_everything, stream_loader
+from lomar_det.settings import RUN_RULES, check_settings, number, one_of, pair, whole
+from lomar_det.stream import (
+    SeededDataset,
+    count_accumulation_steps,
+    quiet_worker,
+    seed_everything,
+    stream_loader,
+)
 
 from .classification import (
     AccuracyEvaluator,
-    LinearProbe,
+    LabelledPictures,
     MixedLoss,
     build_optimizer,
     eval_transform,
+    read_class_folders,
     train_transform,
 )
+from .probe import knn_accuracy
 
 logger = logging.getLogger(__name__)
 
-MODES = ("train", "knn")
+_RULES = RUN_RULES | {
+    "data.val_fraction": number("(0, 1)"),
+    "data.num_workers": whole(0),
+    "data.crop_pct": number("(0, 1]"),
+    "data.augmentation.scale": pair(number("(0, 1]"), ascending=True),
+    "train.epochs": number("(0, inf)"),
+    "train.warmup_epochs": number("[0, inf)"),
+    "train.base_lr": number("(0, inf)"),
+    "train.total_batch_size": whole(1),
+    "train.betas": pair(number("[0, 1)")),
+    "train.weight_decay": number("[0, inf)"),
+    "train.layer_decay": number("(0, 1]") | one_of(None),
+    "train.mixup": number("[0, inf)"),
+    "train.cutmix": number("[0, inf)"),
+    "train.label_smoothing": number("[0, 1)"),
+    "train.knn": whole(1) | one_of(None),
+    "train.eval_epochs": number("[0, inf)"),
+    "train.checkpoint_epochs": number("(0, inf)"),
+    "train.max_to_keep": whole(1) | one_of(None),
+}
 
 
 def main(args: argparse.Namespace) -> dict:
@@ -57,31 +86,47 @@ def main(args: argparse.Namespace) -> dict:
     cfg = load_config(args.config_file, args.opts)
     if OmegaConf.is_missing(cfg.data, "path"):
         raise UserError("data.path is not set: give the folder of your class folders")
-    if cfg.train.mode not in MODES:
-        raise UserError(f"train.mode={cfg.train.mode} is not one of {', '.join(MODES)}")
+    check_settings(cfg, _RULES)
     setup_run(cfg)
-    data = read_classification_data(cfg)
-    cfg.model.num_classes = len(data.classes)
-    if cfg.train.mode == "knn":
-        return evaluate_knn(cfg, data)
+    seed_everything(cfg.train.seed)
+    train_samples, val_samples, classes = read_class_folders(
+        cfg.data.path, cfg.data.val_fraction, cfg.train.seed
+    )
+    cfg.model.num_classes = len(classes)
+    model = build_model(cfg).to(cfg.train.device)
+    val_set = LabelledPictures(val_samples, eval_transform(model.img_size, cfg.data.crop_pct))
+    logger.info(
+        "%d classes, %d pictures to train on, %d to validate",
+        len(classes),
+        len(train_samples),
+        len(val_samples),
+    )
+    if cfg.train.knn:
+        return evaluate_knn(cfg, model, LabelledPictures(train_samples, val_set.transform), val_set)
     if args.eval_only:
-        return evaluate_checkpoint(cfg, data)
-    return train(cfg, data, args.resume)
+        return evaluate_checkpoint(cfg, model, val_set)
+    transform = train_transform(model.img_size, cfg.data.augmentation)
+    return train(cfg, model, LabelledPictures(train_samples, transform), val_set, args.resume)
 
 
-def train(cfg: DictConfig, data: ClassificationData, resume: bool) -> dict:
+def train(
+    cfg: DictConfig,
+    model: nn.Module,
+    train_set: LabelledPictures,
+    val_set: LabelledPictures,
+    resume: bool,
+) -> dict:
     """The training run of a config; returns the accuracy of the last evaluation."""
     settings, device = cfg.train, torch.device(cfg.train.device)
     batch = settings.total_batch_size
-    iters_per_epoch = max(1, len(data.train) // batch)
+    accumulation_steps = count_accumulation_steps(
+        batch, settings.max_batch_per_gpu, settings.accumulation_steps
+    )
+    iters_per_epoch = max(1, len(train_set) // batch)
     max_iter = math.ceil(settings.epochs * iters_per_epoch)
     lr = settings.base_lr * batch / 256
     logger.info(
-        "%d classes, %d pictures to train on, %d to validate; %g epochs x %d iterations of batch "
-        "%d = %d iterations; learning rate %g * %d / 256 = %g",
-        len(data.classes),
-        len(data.train),
-        len(data.val),
+        "%g epochs x %d iterations of batch %d = %d iterations; learning rate %g * %d / 256 = %g",
         settings.epochs,
         iters_per_epoch,
         batch,
@@ -90,23 +135,21 @@ def train(cfg: DictConfig, data: ClassificationData, resume: bool) -> dict:
         batch,
         lr,
     )
-    seed_everything(settings.seed)
-    model = build_classifier(cfg, init=not resume).to(device)
     trainer = Trainer(
         wrap_ddp(model, settings.ddp, device),
         data_loader=None,
         optimizer=build_optimizer(model, settings, lr),
-        compute_losses=MixedLoss(settings, len(data.classes), device),
+        compute_losses=MixedLoss(settings, cfg.model.num_classes, device),
         device=device,
         dtype=resolve_precision(settings.precision, device),
-        accumulation_steps=settings.accumulation_steps,
+        accumulation_steps=accumulation_steps,
         clip_grad_norm=settings.clip_grad_norm,
     )
     checkpointer = Checkpointer(trainer.model, settings.output_dir, trainer=trainer)
     results: dict = {}
 
     def evaluate_and_keep() -> dict:
-        results.update(evaluate(cfg, model, data))
+        results.update(evaluate(cfg, model, val_set))
         return results
 
     trainer.register_hooks(
@@ -125,12 +168,14 @@ def train(cfg: DictConfig, data: ClassificationData, resume: bool) -> dict:
     if resume:
         checkpointer.resume()
         start_iter = trainer.iter + 1
+    else:
+        init_encoder(cfg, model)
     trainer.data_loader = stream_loader(
-        SeededDataset(range(len(data.train)), data.train.__getitem__, settings.seed),
+        SeededDataset(range(len(train_set)), train_set.__getitem__, settings.seed),
         batch,
         settings.seed,
         start_iter,
-        settings.accumulation_steps,
+        accumulation_steps,
         cfg.data.num_workers,
         pin_memory=device.type == "cuda",
     )
@@ -139,86 +184,90 @@ def train(cfg: DictConfig, data: ClassificationData, resume: bool) -> dict:
     return results
 
 
-def build_classifier(cfg: DictConfig, init: bool) -> nn.Module:
-    """The model of a config, with the encoder of ``train.init_checkpoint`` if ``init``."""
-    model = build_model(cfg)
-    if init and cfg.train.init_checkpoint:
+def init_encoder(cfg: DictConfig, model: nn.Module) -> None:
+    """Loads ``train.init_checkpoint`` into the encoder, and into the head where it fits."""
+    if cfg.train.init_checkpoint:
         load_encoder_weights(getattr(model, "encoder", model), cfg.train.init_checkpoint)
-    elif init:
+    else:
         logger.warning("train.init_checkpoint is empty: the encoder has random weights")
-    return model
 
 
-def evaluate_checkpoint(cfg: DictConfig, data: ClassificationData) -> dict:
+def evaluate_checkpoint(cfg: DictConfig, model: nn.Module, val_set: LabelledPictures) -> dict:
     """Accuracy of ``train.init_checkpoint``, which must hold the whole classifier."""
-    if not cfg.train.init_checkpoint:
+    path, own = cfg.train.init_checkpoint, model.state_dict()
+    if not path:
         raise UserError("--eval-only needs weights: train.init_checkpoint=FILE")
-    save_config(cfg, "config_eval.yaml")
-    model = build_classifier(cfg, init=False)
-    tensors, _ = read_state_dict(cfg.train.init_checkpoint)
-    own = model.state_dict()
-    wrong = [name for name, value in own.items() if getattr(tensors.get(name), "shape", 0) != value.shape]
-    if wrong:
+    tensors, _ = read_state_dict(path)
+    differ = [
+        n for n, own_value in own.items() if n not in tensors or tensors[n].shape != own_value.shape
+    ]
+    if differ:
         raise UserError(
-            f"{cfg.train.init_checkpoint} is not a checkpoint of this classifier with "
-            f"{len(data.classes)} classes: {len(wrong)} tensors are missing or of another shape, "
-            f"first {wrong[0]}; give the run's config and its model_final.pth"
+            f"{path} is not a checkpoint of this classifier of {cfg.model.num_classes} classes: "
+            f"{len(differ)} tensors are missing or have another shape, first {differ[0]}; give the "
+            "config and the data that it was trained with"
         )
+    save_config(cfg, "config_eval.yaml")
     model.load_state_dict({name: tensors[name] for name in own})
-    return evaluate(cfg, model.to(cfg.train.device), data)
+    return evaluate(cfg, model, val_set)
 
 
-def evaluate(cfg: DictConfig, model: nn.Module, data: ClassificationData) -> dict:
-    """Accuracy on the validation pictures: printed, and written to ``metrics_test.json``."""
-    device = torch.device(cfg.train.device)
+def evaluate(cfg: DictConfig, model: nn.Module, val_set: LabelledPictures) -> dict:
+    """Top-1 and top-5 accuracy: printed, and written to ``metrics_test.json``."""
 
-    def predict(batch) -> Tensor:
-        with autocast(device, resolve_precision(cfg.train.precision, device)):
-            return model(batch[0].to(device, non_blocking=True))
+    def predict(batch: tuple[Tensor, Tensor]) -> Tensor:
+        with _autocast(cfg):
+            return model(batch[0].to(cfg.train.device, non_blocking=True))
 
-    loader = eval_loader(data.val, cfg)
     with inference_context(model):
-        results = inference_on_dataset(predict, loader, AccuracyEvaluator())
+        results = inference_on_dataset(predict, _eval_loader(cfg, val_set), AccuracyEvaluator())
     if comm.is_main_process():
         print_csv_format(results)
         write_results(results, Path(cfg.train.output_dir, "metrics_test.json"))
     return results
 
 
-def evaluate_knn(cfg: DictConfig, data: ClassificationData) -> dict:
-    """Accuracy by the k nearest training pictures; nothing is trained."""
-    settings, device = cfg.train, torch.device(cfg.train.device)
-    model = build_classifier(cfg, init=True).to(device).eval()
+@torch.no_grad()
+def evaluate_knn(
+    cfg: DictConfig, model: nn.Module, train_set: LabelledPictures, val_set: LabelledPictures
+) -> dict:
+    """Accuracy by the nearest training pictures (see `knn_accuracy`); nothing is trained."""
+    if comm.get_world_size() > 1:
+        raise UserError("train.knn runs in one process: leave --num-gpus out")
+    init_encoder(cfg, model)
     save_config(cfg, "config_eval.yaml")
-    data.set_transforms(model.img_size, cfg.data)
-    data.train.transform = data.val.transform
+    encoder = getattr(model, "encoder", model).eval()
 
-    @torch.no_grad()
-    def extract(folders: ClassFolders) -> tuple[Tensor, Tensor]:
+    def extract(pictures: LabelledPictures) -> tuple[Tensor, Tensor]:
         features, labels = [], []
-        for images, numbers in eval_loader(folders, cfg):
-            with autocast(device, resolve_precision(settings.precision, device)):
-                features.append(model.features(images.to(device)).float().cpu())
+        for images, numbers in _eval_loader(cfg, pictures):
+            with _autocast(cfg):
+                tokens = encoder.patch_features(images.to(cfg.train.device))
+            features.append(tokens.float().mean(dim=1).cpu())
             labels.append(numbers)
         return torch.cat(features), torch.cat(labels)
 
-    train, val = extract(data.train), extract(data.val)
-    top1 = 100 * knn_accuracy(*train, *val, settings.knn.k, settings.knn.temperature)
-    results = {"classification": {"knn_top1": top1, "images": len(val[1])}}
+    top1 = 100 * knn_accuracy(*extract(train_set), *extract(val_set), cfg.train.knn)
+    results = {"classification": {"knn_top1": top1, "images": len(val_set)}}
     print_csv_format(results)
-    write_results(results, Path(settings.output_dir, "metrics_test.json"))
+    write_results(results, Path(cfg.train.output_dir, "metrics_test.json"))
     return results
 
 
-def eval_loader(folders: ClassFolders, cfg: DictConfig) -> DataLoader:
+def _autocast(cfg: DictConfig):
+    device = torch.device(cfg.train.device)
+    return autocast(device, resolve_precision(cfg.train.precision, device))
+
+
+def _eval_loader(cfg: DictConfig, pictures: LabelledPictures) -> DataLoader:
     """Every picture once, in order; of several processes, each takes its share."""
-    sampler = InferenceSampler(len(folders))
     return DataLoader(
-        folders,
-        batch_size=local_batch_size(cfg.train.total_batch_size, cfg.train.accumulation_steps),
-        sampler=sampler,
+        pictures,
+        batch_size=cfg.train.max_batch_per_gpu,
+        sampler=InferenceSampler(len(pictures)),
         num_workers=cfg.data.num_workers,
         worker_init_fn=quiet_worker,
+        # Starting the loader draws a number: not from the run's generator.
         generator=torch.Generator().manual_seed(0),
         pin_memory=cfg.train.device.startswith("cuda"),
     )
