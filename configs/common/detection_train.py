@@ -39,10 +39,26 @@ train = OmegaConf.create(
         # total_batch_size is split into this many forward passes
         "accumulation_steps": 1,
         "clip_grad_norm": None,
+        # averaged weights (0.9999, say), which are then evaluated; null for none
+        "ema_decay": None,
+        # so many steps in a row with a non-finite loss or gradient are left out, then the run ends
+        "max_skipped_steps": 10,
         "seed": 0,
         "ddp": {"broadcast_buffers": False, "find_unused_parameters": False},
-        "checkpointer": {"period": 5000, "max_to_keep": 3},
+        "checkpointer": {
+            # iterations between checkpoints, of which the last few stay, ...
+            "period": 5000,
+            "max_to_keep": 3,
+            # ... and between those that are never deleted; null for none
+            "milestone_period": None,
+            # model_best.pth holds the weights with the highest; segm/AP for masks, null for none
+            "best_metric": "bbox/AP",
+        },
+        # delete another run's checkpoints in output_dir instead of refusing to start
+        "overwrite": False,
         "eval_period": 5000,
         "log_period": 20,
+        # Weights & Biases: {project: ..., name: ...}, arguments of wandb.init; null for none
+        "wandb": None,
     }
 )

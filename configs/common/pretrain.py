@@ -46,14 +46,25 @@ train = OmegaConf.create(
         "betas": [0.9, 0.95],
         "weight_decay": 0.05,
         "clip_grad_norm": None,
+        # averaged weights (0.9999, say), which backbone_final.pth then holds; null for none
+        "ema_decay": None,
+        # so many steps in a row with a non-finite loss or gradient are left out, then the run ends
+        "max_skipped_steps": 10,
         # auto: the GPU if there is one; cuda, cpu
         "device": "auto",
         # auto: bf16 on a GPU that has it, else fp32
         "precision": "auto",
         "seed": 0,
+        # a checkpoint every so many epochs, of which the last few stay, ...
         "checkpoint_epochs": 20,
         "max_to_keep": 3,
+        # ... and one every so many epochs that is never deleted; null for none
+        "milestone_epochs": 400,
+        # delete another run's checkpoints in output_dir instead of refusing to start
+        "overwrite": False,
         "log_period": 20,
+        # Weights & Biases: {project: ..., name: ...}, arguments of wandb.init; null for none
+        "wandb": None,
         "ddp": {"broadcast_buffers": False, "find_unused_parameters": False},
     }
 )

@@ -24,6 +24,8 @@ from lomar_det.checkpoint import save_backbone
 from lomar_det.engine import (
     Checkpointer,
     Trainer,
+    check_output_dir,
+    delete_old_run,
     resolve_precision,
     save_config,
     setup_run,
@@ -52,6 +54,7 @@ def main(args: argparse.Namespace) -> Path:
     if OmegaConf.is_missing(cfg.data, "path"):
         raise UserError("data.path is not set: give the folder of your images, data.path=FOLDER")
     setup_run(cfg)
+    check_output_dir(cfg.train, args.resume)
     return run(cfg, args.resume)
 
 
@@ -83,7 +86,9 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
     seed_everything(settings.seed)
     model = build_model(cfg).to(device)
     groups = param_groups_weight_decay(model, settings.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(settings.betas))
+    optimizer = torch.optim.AdamW(
+        groups, lr=lr, betas=tuple(settings.betas), fused=device.type == "cuda"
+    )
     trainer = Trainer(
         wrap_ddp(model, settings.ddp, device),
         data_loader=None,
@@ -93,20 +98,24 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
         dtype=resolve_precision(settings.precision, device),
         accumulation_steps=settings.accumulation_steps,
         clip_grad_norm=settings.clip_grad_norm,
+        ema_decay=settings.ema_decay,
+        gather_metric_period=settings.log_period,
     )
     checkpointer = Checkpointer(trainer.model, settings.output_dir, trainer=trainer)
     schedule = warmup_cosine_schedule(settings.warmup_epochs / settings.epochs)
-    period = max(1, round(settings.checkpoint_epochs * iters_per_epoch))
+    period, milestones = (
+        max(1, round(epochs * iters_per_epoch)) if epochs else None
+        for epochs in (settings.checkpoint_epochs, settings.milestone_epochs)
+    )
+    keep = settings.max_to_keep
     trainer.register_hooks(
-        standard_hooks(
-            settings, checkpointer, schedule, max_iter, batch, period, settings.max_to_keep
-        )
+        standard_hooks(settings, checkpointer, schedule, max_iter, batch, period, keep, milestones)
     )
 
-    start_iter = 0
-    if resume:
-        checkpointer.resume()
-        start_iter = trainer.iter + 1
+    path = Path(settings.output_dir, "backbone_final.pth")
+    start_iter = checkpointer.resume(max_iter) if resume else 0
+    if start_iter == max_iter and path.is_file():
+        return path
     transform = PretrainTransform(model.img_size, cfg.data.crop_scale, cfg.data.flip)
     trainer.data_loader = stream_loader(
         SeededDataset(paths, transform, settings.seed),
@@ -117,12 +126,15 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
         cfg.data.num_workers,
         pin_memory=device.type == "cuda",
     )
+    if not resume:
+        delete_old_run(settings)
     save_config(cfg)
-    trainer.train(start_iter, max_iter)
-    path = Path(settings.output_dir, "backbone_final.pth")
+    if start_iter < max_iter:  # else it was killed before the files below were written
+        trainer.train(start_iter, max_iter)
     if comm.is_main_process():
-        save_backbone(path, model.state_dict(), backbone_meta(model, settings.epochs))
-        write_pictures(model, paths, settings.output_dir)
+        meta = backbone_meta(model, settings.epochs) | {"ema_decay": settings.ema_decay}
+        save_backbone(path, trainer.eval_model.state_dict(), meta)
+        write_pictures(trainer.eval_model, paths, settings.output_dir)
         logger.info("The backbone for the next stage: %s", path)
     return path
 
