@@ -48,8 +48,11 @@ train = OmegaConf.create(
         "max_batch_per_gpu": 256,
         "betas": [0.9, 0.95],
         "weight_decay": 0.05,
+        # a checkpoint every so many epochs, of which the last few stay, ...
         "checkpoint_epochs": 20,
         "max_to_keep": 3,
+        # ... and one every so many epochs that is never deleted; null for none
+        "milestone_epochs": 400,
         # a sheet of reconstructions every so many epochs and at the end; 0: never
         "picture_epochs": 50,
         # kNN accuracy of the features every so many epochs and at the end, to see more than a loss

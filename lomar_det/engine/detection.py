@@ -21,7 +21,8 @@ from ..data.setup import switch_masks_off
 from ..errors import UserError
 from ..settings import RUN_RULES, check_settings, number, one_of, pair, whole
 from ..stream import count_accumulation_steps, seed_everything
-from .checkpointer import Checkpointer
+from .best import BestModel
+from .checkpointer import Checkpointer, check_output_dir, delete_old_run
 from .config import build_model, load_config
 from .hooks import standard_hooks
 from .launch import save_config, setup_run
@@ -56,6 +57,8 @@ def main(args: argparse.Namespace) -> dict:
     cfg = load_config(args.config_file, args.opts)
     check_settings(cfg, _RULES)
     device = setup_run(cfg)
+    if not args.eval_only:
+        check_output_dir(cfg.train, args.resume)
     # The data is looked at after the loggers exist, so that what it decides is on record.
     configure_data(cfg, training=not args.eval_only)
     seed_everything(cfg.train.seed)
@@ -125,7 +128,6 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     model = wrap_ddp(model, cfg.train.ddp, device)
-    checkpointer = Checkpointer(model, cfg.train.output_dir)
     trainer = Trainer(
         model,
         data_loader=None,
@@ -134,12 +136,16 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
         dtype=resolve_precision(cfg.train.precision, device),
         accumulation_steps=accumulation_steps,
         clip_grad_norm=cfg.train.clip_grad_norm,
+        ema_decay=cfg.train.ema_decay,
+        gather_metric_period=cfg.train.log_period,
     )
-    checkpointer.add_checkpointable("trainer", trainer)
+    checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
+    best = BestModel(checkpointer, cfg.train.checkpointer.best_metric)
     results: dict = {}
 
     def evaluate_and_keep() -> dict:
-        results.update(evaluate(cfg, model))
+        results.update(evaluate(cfg, trainer.eval_model))
+        best.update(results, trainer.eval_model, min(trainer.iter + 1, cfg.train.max_iter))
         return results
 
     trainer.register_hooks(
@@ -151,14 +157,16 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
             cfg.dataloader.train.total_batch_size,
             cfg.train.checkpointer.period,
             cfg.train.checkpointer.max_to_keep,
-            EvalHook(cfg.train.eval_period, evaluate_and_keep),
+            cfg.train.checkpointer.milestone_period,
+            [EvalHook(cfg.train.eval_period, evaluate_and_keep)],
         )
     )
 
     start_iter = 0
     if resume:
-        checkpointer.resume()
-        start_iter = trainer.iter + 1
+        start_iter = checkpointer.resume(cfg.train.max_iter)
+        if start_iter == cfg.train.max_iter:  # it may have been killed in its last evaluation
+            return evaluate_and_keep()
     elif cfg.train.init_checkpoint:
         load_weights(getattr(model, "module", model), cfg.train.init_checkpoint)
     else:
@@ -167,6 +175,8 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
     cfg.dataloader.train.start_iter = start_iter
     cfg.dataloader.train.accumulation_steps = accumulation_steps
     trainer.data_loader = _instantiate_loader(cfg.dataloader.train)
+    if not resume:
+        delete_old_run(cfg.train)
     save_config(full_config)
     trainer.train(start_iter, cfg.train.max_iter)
     return results

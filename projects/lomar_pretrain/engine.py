@@ -24,6 +24,8 @@ from lomar_det.checkpoint import save_backbone
 from lomar_det.engine import (
     Checkpointer,
     Trainer,
+    check_output_dir,
+    delete_old_run,
     resolve_precision,
     save_config,
     setup_run,
@@ -82,6 +84,7 @@ def start(cfg: DictConfig, resume: bool = False) -> Path:
             f"train.epochs={cfg.train.epochs}: it must be less than that"
         )
     setup_run(cfg)
+    check_output_dir(cfg.train, resume)
     return run(cfg, resume)
 
 
@@ -111,7 +114,9 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
         lr,
     )
     groups = param_groups_weight_decay(model, settings.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(settings.betas))
+    optimizer = torch.optim.AdamW(
+        groups, lr=lr, betas=tuple(settings.betas), fused=device.type == "cuda"
+    )
     trainer = Trainer(
         wrap_ddp(model, settings.ddp, device),
         data_loader=None,
@@ -121,11 +126,16 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
         dtype=resolve_precision(settings.precision, device),
         accumulation_steps=accumulation_steps,
         clip_grad_norm=settings.clip_grad_norm,
+        ema_decay=settings.ema_decay,
+        gather_metric_period=settings.log_period,
     )
-    meta = backbone_meta(model, settings.epochs)
+    meta = backbone_meta(model, settings.epochs) | {"ema_decay": settings.ema_decay}
     checkpointer = Checkpointer(trainer.model, settings.output_dir, meta=meta, trainer=trainer)
     schedule = warmup_cosine_schedule(settings.warmup_epochs / settings.epochs)
-    period = max(1, round(settings.checkpoint_epochs * iters_per_epoch))
+    period, milestones = (
+        max(1, round(epochs * iters_per_epoch)) if epochs else None
+        for epochs in (settings.checkpoint_epochs, settings.milestone_epochs)
+    )
     trainer.register_hooks(
         standard_hooks(
             settings,
@@ -135,14 +145,15 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
             batch,
             period,
             settings.max_to_keep,
-            *evaluation_hooks(cfg, model, paths, iters_per_epoch),
+            milestones,
+            evaluation_hooks(cfg, model, paths, iters_per_epoch),
         )
     )
 
-    start_iter = 0
-    if resume:
-        checkpointer.resume()
-        start_iter = trainer.iter + 1
+    path = Path(settings.output_dir, "backbone_final.pth")
+    start_iter = checkpointer.resume(max_iter) if resume else 0
+    if start_iter == max_iter and path.is_file():
+        return path
     transform = PretrainTransform(model.img_size, cfg.data.crop_scale, cfg.data.flip)
     trainer.data_loader = stream_loader(
         SeededDataset(paths, WithNoise(transform, model.noise_shape), settings.seed),
@@ -153,11 +164,13 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
         cfg.data.num_workers,
         pin_memory=device.type == "cuda",
     )
+    if not resume:
+        delete_old_run(settings)
     save_config(cfg)
-    trainer.train(start_iter, max_iter)
-    path = Path(settings.output_dir, "backbone_final.pth")
+    if start_iter < max_iter:  # else it was killed before the files below were written
+        trainer.train(start_iter, max_iter)
     if comm.is_main_process():
-        save_backbone(path, model.state_dict(), meta)
+        save_backbone(path, trainer.eval_model.state_dict(), meta)
         metrics = read_metrics(Path(settings.output_dir, "metrics.json"))
         if metrics:
             plot_training(metrics, Path(settings.output_dir, "loss.png"))
