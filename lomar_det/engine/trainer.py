@@ -67,6 +67,12 @@ class Trainer(SimpleTrainer):
                 "from the last checkpoint with --resume, with a lower learning rate or with "
                 "train.precision=bf16 or fp32"
             ) from None
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"the GPU's memory is too small for these settings (iteration {self.iter}): lower "
+                "train.max_batch_per_gpu, or raise train.accumulation_steps where it is a number; "
+                "the batch stays the same"
+            ) from None
 
     def _step(self) -> None:
         self.optimizer.zero_grad()
