@@ -105,6 +105,16 @@ class Trainer(SimpleTrainer):
         return fused and self.ema is None and not self.grad_scaler.is_enabled()
 
     def run_step(self) -> None:
+        try:
+            self._step()
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"the GPU's memory is too small for these settings (iteration {self.iter}): lower "
+                "train.max_batch_per_gpu, or raise train.accumulation_steps where it is a number; "
+                "the batch stays the same"
+            ) from None
+
+    def _step(self) -> None:
         self.optimizer.zero_grad()
         losses, data_time = self._forward_backward()
         self.after_backward()

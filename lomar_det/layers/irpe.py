@@ -51,7 +51,8 @@ def side_buckets(size: int) -> Tensor:
     """1-D buckets, 0 .. 6, of every (query, key) pair along one side of a grid: (size, size)."""
     offset = NUM_SIDE_BUCKETS // 2
     return torch.tensor(
-        [[piecewise_index(i - j) + offset for j in range(size)] for i in range(size)]
+        [[piecewise_index(i - j) + offset for j in range(size)] for i in range(size)],
+        device="cpu",  # whatever torch.device(...) is in force: the result is cached
     )
 
 
@@ -61,7 +62,7 @@ def _grid_buckets(grid: TokenGrid) -> Tensor:
     spatial = rows[:, None, :, None] * NUM_SIDE_BUCKETS + columns[None, :, None, :]  # (H, W, H, W)
     num_patches = grid.height * grid.width
     start = int(grid.cls_token)
-    buckets = torch.full((grid.num_tokens, grid.num_tokens), CLS_BUCKET)
+    buckets = torch.full((grid.num_tokens, grid.num_tokens), CLS_BUCKET, device="cpu")
     buckets[start:, start:] = spatial.reshape(num_patches, num_patches)
     return buckets
 
