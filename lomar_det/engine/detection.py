@@ -17,8 +17,10 @@ from torch import nn
 
 from ..checkpoint import load_weights, read_state_dict
 from ..data import configure_data
+from ..data.classes import ClassNames, check_class_names, dataset_classes
 from ..data.setup import switch_masks_off
 from ..errors import UserError
+from ..evaluation import require_backend
 from ..stream import seed_everything
 from .checkpointer import Checkpointer
 from .config import build_model, load_config
@@ -37,6 +39,9 @@ def main(args: argparse.Namespace) -> dict:
         UserError: anything the user can mend.
     """
     cfg = load_config(args.config_file, args.opts)
+    backend = (cfg.dataloader.get("evaluator") or {}).get("backend")
+    if backend is not None:
+        require_backend(backend)  # now, not after hours of training
     device = setup_run(cfg)
     # The data is looked at after the loggers exist, so that what it decides is on record.
     configure_data(cfg, training=not args.eval_only)
@@ -51,7 +56,9 @@ def evaluate_checkpoint(cfg: DictConfig, device: torch.device) -> dict:
     if not cfg.train.init_checkpoint:
         raise UserError("--eval-only needs weights: train.init_checkpoint=FILE")
     save_config(cfg, "config_eval.yaml")
-    names = read_state_dict(cfg.train.init_checkpoint)[0]
+    names, meta = read_state_dict(cfg.train.init_checkpoint)
+    given = dataset_classes(cfg.dataloader.test.dataset)
+    check_class_names(meta.get("class_names"), given, cfg.train.init_checkpoint)
     if not any("mask_head" in name for name in names) and any("roi_heads" in n for n in names):
         switch_masks_off(cfg)  # it was trained on boxes only
     model = build_model(cfg).to(device)
@@ -115,6 +122,8 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
         clip_grad_norm=cfg.train.clip_grad_norm,
     )
     checkpointer.add_checkpointable("trainer", trainer)
+    classes = dataset_classes(cfg.dataloader.train.dataset)
+    checkpointer.add_checkpointable("meta", ClassNames(classes))
     results: dict = {}
 
     def evaluate_and_keep() -> dict:
