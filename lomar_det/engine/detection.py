@@ -17,8 +17,10 @@ from torch import nn
 
 from ..checkpoint import load_weights, read_state_dict
 from ..data import configure_data
+from ..data.classes import check_class_names, dataset_classes
 from ..data.setup import switch_masks_off
 from ..errors import UserError
+from ..evaluation import require_backend
 from ..settings import RUN_RULES, check_settings, number, one_of, pair, whole
 from ..stream import count_accumulation_steps, seed_everything
 from .best import BestModel
@@ -56,6 +58,9 @@ def main(args: argparse.Namespace) -> dict:
     """
     cfg = load_config(args.config_file, args.opts)
     check_settings(cfg, _RULES)
+    backend = (cfg.dataloader.get("evaluator") or {}).get("backend")
+    if backend is not None:
+        require_backend(backend)  # now, not after hours of training
     device = setup_run(cfg)
     if not args.eval_only:
         check_output_dir(cfg.train, args.resume)
@@ -72,7 +77,9 @@ def evaluate_checkpoint(cfg: DictConfig, device: torch.device) -> dict:
     if not cfg.train.init_checkpoint:
         raise UserError("--eval-only needs weights: train.init_checkpoint=FILE")
     save_config(cfg, "config_eval.yaml")
-    names = read_state_dict(cfg.train.init_checkpoint)[0]
+    names, meta = read_state_dict(cfg.train.init_checkpoint)
+    given = dataset_classes(cfg.dataloader.test.dataset)
+    check_class_names(meta.get("classes"), given, cfg.train.init_checkpoint)
     if not any("mask_head" in name for name in names) and any("roi_heads" in n for n in names):
         switch_masks_off(cfg)  # it was trained on boxes only
     model = build_model(cfg).to(device)
@@ -139,7 +146,8 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
         ema_decay=cfg.train.ema_decay,
         gather_metric_period=cfg.train.log_period,
     )
-    checkpointer = Checkpointer(model, cfg.train.output_dir, trainer=trainer)
+    meta = {"classes": dataset_classes(cfg.dataloader.train.dataset)}
+    checkpointer = Checkpointer(model, cfg.train.output_dir, meta=meta, trainer=trainer)
     best = BestModel(checkpointer, cfg.train.checkpointer.best_metric)
     results: dict = {}
 
