@@ -8,9 +8,8 @@ from torch import Tensor
 from ..engine import load_plain, save_atomically
 from ..errors import UserError
 
-# Where a model's tensors lie in a file: ours and most, Lightning's and timm's, DINO's.
+# Where a model's tensors lie in a file: ours and most, Lightning's, DINO's.
 _MODEL_KEYS = ("model", "state_dict", "teacher")
-_EMA_KEYS = ("ema", "state_dict_ema")
 
 
 def read_state_dict(path: str | Path, ema: bool = False) -> tuple[dict[str, Tensor], dict]:
@@ -24,20 +23,29 @@ def read_state_dict(path: str | Path, ema: bool = False) -> tuple[dict[str, Tens
         UserError: see `load_plain`; or the file holds no tensors by name, or no averaged ones.
     """
     data = load_plain(path)
-    meta = data.get("meta", {}) if isinstance(data, dict) else {}
-    if isinstance(data, dict):
-        found = [
-            key for key in (_EMA_KEYS if ema else _MODEL_KEYS) if isinstance(data.get(key), dict)
-        ]
-        if ema and not found:
+    meta = data.get("meta") if isinstance(data, dict) else None
+    if ema:
+        data = _averaged(data)
+        if data is None:
             raise UserError(f"{path} holds no averaged (EMA) weights; use it without that option")
-        data = data[found[0]] if found else data
+    elif isinstance(data, dict):
+        found = [data[key] for key in _MODEL_KEYS if isinstance(data.get(key), dict)]
+        data = found[0] if found else data
     if not isinstance(data, dict):
         raise UserError(f"{path} holds a {type(data).__name__}, not tensors by name")
     tensors = {k: v for k, v in data.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         raise UserError(f"{path} holds no tensors by name; is it a checkpoint of a model?")
     return tensors, meta if isinstance(meta, dict) else {}
+
+
+def _averaged(data) -> dict | None:
+    """The averaged weights of our runs' trainer, or of timm's checkpoints."""
+    if not isinstance(data, dict):
+        return None
+    trainer = data["trainer"] if isinstance(data.get("trainer"), dict) else {}
+    found = trainer.get("ema"), data.get("ema"), data.get("state_dict_ema")
+    return next((value for value in found if isinstance(value, dict)), None)
 
 
 def backbone_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

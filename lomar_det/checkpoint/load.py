@@ -259,8 +259,8 @@ def _check_arrived(found: Checkpoint, state: dict[str, Tensor], own: dict[str, T
         if name.startswith(parts) and name not in state:
             raise UserError(f"{found.path} does not fit the model: {found.names[name]}: {reason}")
     # Decomposed tables start at zero in every recipe.
-    wanted = {n for n in own if n.startswith(parts) and not n.endswith(("rel_pos_h", "rel_pos_w"))}
-    missing = sorted(wanted - state.keys())
+    wanted = [n for n in own if n.startswith(parts) and not n.endswith(("rel_pos_h", "rel_pos_w"))]
+    missing = [name for name in wanted if name not in state]
     if len(missing) > (1 - MIN_LOADED) * len(wanted):
         raise UserError(
             f"{found.path} does not fill the encoder: {len(wanted) - len(missing)} of "

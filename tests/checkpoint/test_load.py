@@ -199,7 +199,7 @@ def test_foreign_network_fails(tmp_path):
     refuses(Detector(), tmp_path / "linear.pth", "no ViT encoder: 0 of its 2 tensors.*first bias")
 
 
-@pytest.mark.parametrize("share, arrives", [(0.04, True), (0.06, False)])
+@pytest.mark.parametrize("share, arrives", [(0.04, True), (0.08, False)])
 def test_an_incomplete_encoder_fails(tmp_path, share, arrives):
     state = pretrained().state_dict()
     names = [name for name in state if name.startswith("blocks.1.")]
@@ -230,10 +230,19 @@ def test_a_spoilt_tensor_fails(tmp_path, value, words):
     refuses(Detector(), tmp_path / "spoilt.pth", words)
 
 
-def test_averaged_weights_are_taken_when_asked_for(tmp_path):
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda ema: {"trainer": {"iteration": 3, "ema": ema}},
+        lambda ema: {"ema": ema},
+        lambda ema: {"state_dict_ema": ema},
+    ],
+    ids=["our runs", "ema", "timm"],
+)
+def test_averaged_weights_are_taken_when_asked_for(tmp_path, wrap):
     plain, averaged = pretrained(), pretrained()
-    data = {"model": plain.state_dict(), "ema": averaged.state_dict(), "trainer": {"step": 3}}
-    torch.save(data, tmp_path / "run.pth")
+    state, ema = plain.state_dict(), averaged.state_dict()
+    torch.save({"model": state, **wrap(ema)}, tmp_path / "run.pth")
     detector = Detector()
     load_weights(detector, tmp_path / "run.pth")
     assert_encoder_arrived(detector, plain)
