@@ -35,9 +35,12 @@ from lomar_det.engine.config import build_model, load_config
 from lomar_det.errors import UserError
 from lomar_det.stream import SeededDataset, seed_everything, stream_loader
 
-from .data import PretrainTransform, find_images
+from .bad_images import BadImage, ReplaceUnreadable, collate_images
+from .data import PretrainTransform, pick_readable
+from .hooks import CountBadImages
 from .lomar import LoMaR
 from .pictures import plot_loss, reconstruction_sheet
+from .sources import ImageList, find_images
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +66,7 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
             f"train.warmup_epochs={settings.warmup_epochs} does not fit into "
             f"train.epochs={settings.epochs}: it must be at least 0 and less than that"
         )
-    paths = find_images(_as_list(cfg.data.path))
+    paths = find_images(_as_list(cfg.data.path), cfg.data.image_root)
     batch = settings.total_batch_size
     iters_per_epoch = max(1, len(paths) // batch)
     max_iter = math.ceil(settings.epochs * iters_per_epoch)
@@ -88,7 +91,6 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
         wrap_ddp(model, settings.ddp, device),
         data_loader=None,
         optimizer=optimizer,
-        compute_losses=_compute_losses(device),
         device=device,
         dtype=resolve_precision(settings.precision, device),
         accumulation_steps=settings.accumulation_steps,
@@ -97,25 +99,38 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
     checkpointer = Checkpointer(trainer.model, settings.output_dir, trainer=trainer)
     schedule = warmup_cosine_schedule(settings.warmup_epochs / settings.epochs)
     period = max(1, round(settings.checkpoint_epochs * iters_per_epoch))
-    trainer.register_hooks(
-        standard_hooks(
-            settings, checkpointer, schedule, max_iter, batch, period, settings.max_to_keep
-        )
+    bad_images = CountBadImages(
+        Path(settings.output_dir, "bad_images.txt"),
+        cfg.data.max_bad_fraction,
+        len(paths),
+        batch,
+        checkpointer,
+        resume,
     )
+    trainer.compute_losses = _compute_losses(device, bad_images)
+    hooks = standard_hooks(
+        settings, checkpointer, schedule, max_iter, batch, period, settings.max_to_keep
+    )
+    hooks.insert(-1, bad_images)  # before StopOnSignal, which ends the run
+    trainer.register_hooks(hooks)
 
     start_iter = 0
     if resume:
         checkpointer.resume()
         start_iter = trainer.iter + 1
-    transform = PretrainTransform(model.img_size, cfg.data.crop_scale, cfg.data.flip)
+    transform = PretrainTransform(
+        model.img_size, cfg.data.crop_scale, cfg.data.flip, cfg.data.max_megapixels
+    )
     trainer.data_loader = stream_loader(
-        SeededDataset(paths, transform, settings.seed),
+        SeededDataset(paths, ReplaceUnreadable(transform), settings.seed),
         batch,
         settings.seed,
         start_iter,
         settings.accumulation_steps,
         cfg.data.num_workers,
+        collate_images,
         pin_memory=device.type == "cuda",
+        permutation=paths.permutation,
     )
     save_config(cfg)
     trainer.train(start_iter, max_iter)
@@ -131,8 +146,10 @@ def _as_list(path) -> list[str]:
     return [str(p) for p in path] if OmegaConf.is_list(path) else [str(path)]
 
 
-def _compute_losses(device: torch.device):
-    def compute(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+def _compute_losses(device: torch.device, bad_images: CountBadImages):
+    def compute(model: nn.Module, batch: tuple[Tensor, list[BadImage]]) -> dict[str, Tensor]:
+        images, failed = batch
+        bad_images.add(failed)
         return {"loss": model(images.to(device, non_blocking=True)).loss}
 
     return compute
@@ -143,10 +160,9 @@ def backbone_meta(model: nn.Module, epochs: float) -> dict:
     return model.architecture | {"epochs": epochs, "code_version": lomar_det.__version__}
 
 
-def write_pictures(model: nn.Module, paths: list[Path], output_dir: str | Path) -> None:
+def write_pictures(model: nn.Module, paths: ImageList, output_dir: str | Path) -> None:
     """``reconstruction.png`` and ``loss.png``, for people who would rather look than read."""
-    if isinstance(model, LoMaR):
-        spread = paths[:: max(1, len(paths) // 4)][:4]
+    if isinstance(model, LoMaR) and (spread := pick_readable(paths, 4)):
         reconstruction_sheet(model, spread, Path(output_dir, "reconstruction.png"))
     metrics = Path(output_dir, "metrics.json")
     if metrics.is_file():
