@@ -64,7 +64,7 @@ def test_seeding_a_sample_leaves_the_callers_generators_alone():
 def test_unusable_samples_are_replaced_until_nothing_is_left():
     some = SeededDataset(list(range(10)), lambda s: None if s < 5 else s, seed=0)
     assert {some[(i, i)] for i in range(10)} <= set(range(5, 10))
-    with pytest.raises(UserError, match="20 samples in a row"):
+    with pytest.raises(UserError, match="100 samples in a row"):
         SeededDataset([1], lambda s: None, seed=0)[(0, 0)]
 
 

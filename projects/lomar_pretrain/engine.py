@@ -43,9 +43,11 @@ from lomar_det.stream import (
     stream_loader,
 )
 
-from .data import PretrainTransform, WithNoise, find_images
-from .hooks import evaluation_hooks
+from .bad_images import BadImage, ReplaceUnreadable, collate_images
+from .data import PretrainTransform, WithNoise
+from .hooks import CountBadImages, evaluation_hooks
 from .pictures import plot_training
+from .sources import find_images
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +99,7 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
     )
     seed_everything(settings.seed)
     model = build_model(cfg).to(device)  # before the pictures are looked for: it may be impossible
-    paths = find_images(_as_list(cfg.data.path))
+    paths = find_images(_as_list(cfg.data.path), cfg.data.image_root)
     iters_per_epoch = max(1, len(paths) // batch)
     max_iter = math.ceil(settings.epochs * iters_per_epoch)
     lr = settings.base_lr * batch / 256
@@ -121,7 +123,6 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
         wrap_ddp(model, settings.ddp, device),
         data_loader=None,
         optimizer=optimizer,
-        compute_losses=_compute_losses(device),
         device=device,
         dtype=resolve_precision(settings.precision, device),
         accumulation_steps=accumulation_steps,
@@ -136,6 +137,15 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
         max(1, round(epochs * iters_per_epoch)) if epochs else None
         for epochs in (settings.checkpoint_epochs, settings.milestone_epochs)
     )
+    bad_images = CountBadImages(
+        Path(settings.output_dir, "bad_images.txt"),
+        cfg.data.max_bad_fraction,
+        len(paths),
+        batch,
+        checkpointer,
+        resume,
+    )
+    trainer.compute_losses = _compute_losses(device, bad_images)
     trainer.register_hooks(
         standard_hooks(
             settings,
@@ -146,7 +156,7 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
             period,
             settings.max_to_keep,
             milestones,
-            evaluation_hooks(cfg, model, paths, iters_per_epoch),
+            [bad_images, *evaluation_hooks(cfg, model, paths, iters_per_epoch)],
         )
     )
 
@@ -154,15 +164,20 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
     start_iter = checkpointer.resume(max_iter) if resume else 0
     if start_iter == max_iter and path.is_file():
         return path
-    transform = PretrainTransform(model.img_size, cfg.data.crop_scale, cfg.data.flip)
+    transform = PretrainTransform(
+        model.img_size, cfg.data.crop_scale, cfg.data.flip, cfg.data.max_megapixels
+    )
+    make = ReplaceUnreadable(WithNoise(transform, model.noise_shape))
     trainer.data_loader = stream_loader(
-        SeededDataset(paths, WithNoise(transform, model.noise_shape), settings.seed),
+        SeededDataset(paths, make, settings.seed),
         batch,
         settings.seed,
         start_iter,
         accumulation_steps,
         cfg.data.num_workers,
+        collate_images,
         pin_memory=device.type == "cuda",
+        permutation=paths.permutation,
     )
     if not resume:
         delete_old_run(settings)
@@ -182,9 +197,11 @@ def _as_list(path) -> list[str]:
     return [str(p) for p in path] if OmegaConf.is_list(path) else [str(path)]
 
 
-def _compute_losses(device: torch.device):
-    def compute(model: nn.Module, batch: list[Tensor]) -> dict[str, Tensor]:
-        images, noise = (tensor.to(device, non_blocking=True) for tensor in batch)
+def _compute_losses(device: torch.device, bad_images: CountBadImages):
+    def compute(model: nn.Module, batch: tuple[list[Tensor], list[BadImage]]) -> dict[str, Tensor]:
+        tensors, failed = batch
+        bad_images.add(failed)
+        images, noise = (tensor.to(device, non_blocking=True) for tensor in tensors)
         return {"loss": model(images, noise=noise).loss}
 
     return compute

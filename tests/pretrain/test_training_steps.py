@@ -14,7 +14,8 @@ from lomar_det.engine import load_plain, run_tool
 from lomar_det.engine.config import build_model, load_config
 from lomar_det.stream import SeededDataset, seed_everything, stream_loader
 from lomar_pretrain import engine as pretraining
-from lomar_pretrain.data import PretrainTransform, WithNoise, find_images
+from lomar_pretrain.data import PretrainTransform, WithNoise
+from lomar_pretrain.sources import find_images
 from lomar_pretrain.windows import windows_from_noise
 
 LOMAR, MAE = "pretrain/lomar_vit_tiny.py", "pretrain/mae_vit_tiny.py"
