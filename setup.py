@@ -77,6 +77,6 @@ setup(
             "hypothesis>=6.100",
             "ruff>=0.9",
             "scikit-learn>=1.5",
-        ]
+        ],
     },
 )

@@ -1,4 +1,4 @@
-"""Training and evaluating a detector from a LazyConfig: what `tools/train_net.py` runs."""
+"""Training and evaluating a detector from a config: what `tools/train_net.py` runs."""
 
 import argparse
 import copy
@@ -21,11 +21,13 @@ from ..data.setup import switch_masks_off
 from ..errors import UserError
 from ..stream import seed_everything
 from .checkpointer import Checkpointer
-from .config import build_model, load_config
+from .config import build_model
+from .contradictions import refuse_contradictions
 from .hooks import standard_hooks
-from .launch import save_config, setup_run
+from .launch import setup_run
 from .precision import autocast, resolve_precision
 from .trainer import Trainer, wrap_ddp
+from .yacs import load_any_config, save_run_config, worded_for
 
 logger = logging.getLogger(__name__)
 
@@ -36,21 +38,23 @@ def main(args: argparse.Namespace) -> dict:
     Raises:
         UserError: anything the user can mend.
     """
-    cfg = load_config(args.config_file, args.opts)
-    device = setup_run(cfg)
-    # The data is looked at after the loggers exist, so that what it decides is on record.
-    configure_data(cfg, training=not args.eval_only)
-    seed_everything(cfg.train.seed)
-    if args.eval_only:
-        return evaluate_checkpoint(cfg, device)
-    return train(cfg, build_model(cfg).to(device), device, args.resume)
+    with worded_for(args.config_file):
+        cfg = load_any_config(args.config_file, args.opts)
+        refuse_contradictions(cfg)
+        device = setup_run(cfg)
+        # The data is looked at after the loggers exist, so that what it decides is on record.
+        configure_data(cfg, training=not args.eval_only)
+        seed_everything(cfg.train.seed)
+        if args.eval_only:
+            return evaluate_checkpoint(cfg, device)
+        return train(cfg, build_model(cfg).to(device), device, args.resume)
 
 
 def evaluate_checkpoint(cfg: DictConfig, device: torch.device) -> dict:
     """COCO metrics of ``train.init_checkpoint``, which must hold the whole detector."""
     if not cfg.train.init_checkpoint:
         raise UserError("--eval-only needs weights: train.init_checkpoint=FILE")
-    save_config(cfg, "config_eval.yaml")
+    save_run_config(cfg, "config_eval.yaml")
     names = read_state_dict(cfg.train.init_checkpoint)[0]
     if not any("mask_head" in name for name in names) and any("roi_heads" in n for n in names):
         switch_masks_off(cfg)  # it was trained on boxes only
@@ -139,14 +143,19 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
         checkpointer.resume()
         start_iter = trainer.iter + 1
     elif cfg.train.init_checkpoint:
-        load_weights(getattr(model, "module", model), cfg.train.init_checkpoint)
+        report = load_weights(getattr(model, "module", model), cfg.train.init_checkpoint)
+        if any(name.endswith("lookup_table_weight") for name in report.dropped):
+            raise UserError(
+                f"{cfg.train.init_checkpoint} was pretrained with iRPE, and the model has no place "
+                "for its tables: set model.backbone.net.rel_pos=irpe and use_abs_pos=False"
+            )
     else:
         logger.warning("train.init_checkpoint is empty: training from random weights")
     cfg.dataloader.train.seed = cfg.train.seed
     cfg.dataloader.train.start_iter = start_iter
     cfg.dataloader.train.accumulation_steps = cfg.train.accumulation_steps
     trainer.data_loader = _instantiate_loader(cfg.dataloader.train)
-    save_config(full_config)
+    save_run_config(full_config)
     trainer.train(start_iter, cfg.train.max_iter)
     return results
 
