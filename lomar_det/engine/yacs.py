@@ -50,7 +50,6 @@ SETTINGS = {
     "optimizer.weight_decay": "SOLVER.WEIGHT_DECAY",
     "optimizer.params.lr_decay_rate": "SOLVER.LR_DECAY_RATE",
     "optimizer.params.weight_decay_norm": "SOLVER.WEIGHT_DECAY_NORM",
-    "optimizer.params.weight_decay_bias": "SOLVER.WEIGHT_DECAY_BIAS",
     "lr_multiplier.warmup_iters": "SOLVER.WARMUP_ITERS",
     "lr_multiplier.warmup_factor": "SOLVER.WARMUP_FACTOR",
     "lr_multiplier.gamma": "SOLVER.GAMMA",
@@ -73,7 +72,12 @@ _WORDS = SETTINGS | {
 
 # Settings of detectron2 that this engine has no use for: to change one would change nothing.
 WITHOUT_EFFECT = {
-    "training uses AdamW": ("SOLVER.MOMENTUM", "SOLVER.NESTEROV", "SOLVER.BIAS_LR_FACTOR"),
+    "training uses AdamW": (
+        "SOLVER.MOMENTUM",
+        "SOLVER.NESTEROV",
+        "SOLVER.BIAS_LR_FACTOR",
+        "SOLVER.WEIGHT_DECAY_BIAS",
+    ),
     "the schedule is WarmupMultiStepLR": (
         "SOLVER.LR_SCHEDULER_NAME",
         "SOLVER.WARMUP_METHOD",

@@ -4,8 +4,7 @@ import json
 
 import pytest
 import torch
-from common import ROOT, draw_instances, tool_args
-from detectron2.structures import Boxes, Instances, PolygonMasks
+from common import ROOT, detector_batch, draw_instances, tool_args
 from detectron2.utils.events import EventStorage
 from omegaconf import OmegaConf
 
@@ -77,7 +76,7 @@ def test_coco_yaml_says_what_the_lazyconfig_says():
     assert milestones == [round(46094 * 8 / 9), round(46094 * 26 / 27)]
 
 
-def test_the_models_of_both_routes_compute_the_same_losses(drawn_set):
+def test_the_models_of_both_routes_compute_the_same_losses(tmp_path):
     lazy = load_config(ROOT / "configs" / "coco" / "mask_rcnn_lomar_vit_b_25ep.py", [])
     lazy.model.backbone.square_pad = 96
     lazy.model.roi_heads.batch_size_per_image = 16
@@ -89,17 +88,8 @@ def test_the_models_of_both_routes_compute_the_same_losses(drawn_set):
     yacs = load_any_config(COCO, [str(opt) for opt in opts])
     a, b = build_model(lazy), build_model(yacs)
     b.load_state_dict(a.state_dict(), strict=True)
-    data = draw_instances(drawn_set[1], 2)
-    batch = []
-    for image in data["images"]:
-        objects = [o for o in data["annotations"] if o["image_id"] == image["id"]]
-        x, y, w, h = torch.tensor([o["bbox"] for o in objects]).T
-        instances = Instances((image["height"], image["width"]))
-        instances.gt_boxes = Boxes(torch.stack([x, y, x + w, y + h], dim=1))
-        instances.gt_classes = torch.tensor([o["category_id"] for o in objects])
-        instances.gt_masks = PolygonMasks([o["segmentation"] for o in objects])
-        pixels = torch.randint(0, 255, (3, image["height"], image["width"])).float()
-        batch.append({"image": pixels, "instances": instances})
+    data = draw_instances(tmp_path / "drawn", 2)
+    batch = detector_batch(data["images"], data["annotations"])
     losses = []
     for model in (a, b):
         torch.manual_seed(0)
