@@ -16,8 +16,8 @@ def configure_data(cfg: DictConfig, training: bool = True) -> None:
 
     Sets the names in ``dataloader``, the number of classes of all heads, the mask head (off, with a
     log line, where the annotations have boxes only), the mask format, the detections kept per
-    image, and ``train.max_iter`` from ``train.epochs``. Of a config without ``data.val`` (COCO under
-    its registered names) only the latter, by ``data.num_images``.
+    image, and ``train.max_iter`` from ``train.epochs``. A config without ``data.val`` (COCO
+    under its registered names) gets only the latter, from ``data.num_images``.
 
     Args:
         cfg: A LazyConfig of `configs/custom` or `configs/coco`, overrides applied.

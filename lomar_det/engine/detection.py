@@ -1,4 +1,4 @@
-"""Training and evaluating a detector from a LazyConfig: what `tools/train_net.py` runs."""
+"""Training and evaluating a detector from a config: what `tools/train_net.py` runs."""
 
 import argparse
 import copy
@@ -25,11 +25,13 @@ from ..settings import RUN_RULES, check_settings, number, one_of, pair, whole
 from ..stream import count_accumulation_steps, seed_everything
 from .best import BestModel
 from .checkpointer import Checkpointer, check_output_dir, delete_old_run
-from .config import build_model, load_config
+from .config import build_model
+from .contradictions import refuse_contradictions
 from .hooks import standard_hooks
-from .launch import save_config, setup_run
+from .launch import setup_run
 from .precision import autocast, resolve_precision
 from .trainer import Trainer, wrap_ddp
+from .yacs import load_any_config, save_run_config, worded_for
 
 logger = logging.getLogger(__name__)
 
@@ -56,27 +58,29 @@ def main(args: argparse.Namespace) -> dict:
     Raises:
         UserError: anything the user can mend.
     """
-    cfg = load_config(args.config_file, args.opts)
-    check_settings(cfg, _RULES)
-    backend = (cfg.dataloader.get("evaluator") or {}).get("backend")
-    if backend is not None:
-        require_backend(backend)  # now, not after hours of training
-    device = setup_run(cfg)
-    if not args.eval_only:
-        check_output_dir(cfg.train, args.resume)
-    # The data is looked at after the loggers exist, so that what it decides is on record.
-    configure_data(cfg, training=not args.eval_only)
-    seed_everything(cfg.train.seed)
-    if args.eval_only:
-        return evaluate_checkpoint(cfg, device)
-    return train(cfg, build_model(cfg).to(device), device, args.resume)
+    with worded_for(args.config_file):
+        cfg = load_any_config(args.config_file, args.opts)
+        check_settings(cfg, _RULES)
+        refuse_contradictions(cfg)
+        backend = (cfg.dataloader.get("evaluator") or {}).get("backend")
+        if backend is not None:
+            require_backend(backend)  # now, not after hours of training
+        device = setup_run(cfg)
+        if not args.eval_only:
+            check_output_dir(cfg.train, args.resume)
+        # The data is looked at after the loggers exist, so that what it decides is on record.
+        configure_data(cfg, training=not args.eval_only)
+        seed_everything(cfg.train.seed)
+        if args.eval_only:
+            return evaluate_checkpoint(cfg, device)
+        return train(cfg, build_model(cfg).to(device), device, args.resume)
 
 
 def evaluate_checkpoint(cfg: DictConfig, device: torch.device) -> dict:
     """COCO metrics of ``train.init_checkpoint``, which must hold the whole detector."""
     if not cfg.train.init_checkpoint:
         raise UserError("--eval-only needs weights: train.init_checkpoint=FILE")
-    save_config(cfg, "config_eval.yaml")
+    save_run_config(cfg, "config_eval.yaml")
     names, meta = read_state_dict(cfg.train.init_checkpoint)
     given = dataset_classes(cfg.dataloader.test.dataset)
     check_class_names(meta.get("classes"), given, cfg.train.init_checkpoint)
@@ -176,7 +180,12 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
         if start_iter == cfg.train.max_iter:  # it may have been killed in its last evaluation
             return evaluate_and_keep()
     elif cfg.train.init_checkpoint:
-        load_weights(getattr(model, "module", model), cfg.train.init_checkpoint)
+        report = load_weights(getattr(model, "module", model), cfg.train.init_checkpoint)
+        if any(name.endswith("lookup_table_weight") for name in report.dropped):
+            raise UserError(
+                f"{cfg.train.init_checkpoint} was pretrained with iRPE, and the model has no place "
+                "for its tables: set model.backbone.net.rel_pos=irpe and use_abs_pos=False"
+            )
     else:
         logger.warning("train.init_checkpoint is empty: training from random weights")
     cfg.dataloader.train.seed = cfg.train.seed
@@ -185,7 +194,7 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
     trainer.data_loader = _instantiate_loader(cfg.dataloader.train)
     if not resume:
         delete_old_run(cfg.train)
-    save_config(full_config)
+    save_run_config(full_config)
     trainer.train(start_iter, cfg.train.max_iter)
     return results
 

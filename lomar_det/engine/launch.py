@@ -34,13 +34,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "stopped by a signal, after writing a checkpoint for --resume: 143 SIGTERM, 138 SIGUSR1, "
         "130 Ctrl-C"
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="a LazyConfig (.py)")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="a config")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine")
     parser.add_argument("--num-machines", type=int, default=1)
     parser.add_argument("--machine-rank", type=int, default=0)
     parser.add_argument("--dist-url", default="auto", help="for several machines: tcp://HOST:PORT")
-    parser.add_argument("opts", nargs="*", metavar="key=value", help="override config settings")
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="override settings")
 
 
 def pick_device(name: str = "auto") -> torch.device:
