@@ -7,6 +7,8 @@ import socket
 from pathlib import Path
 
 import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances, PolygonMasks
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,6 +85,23 @@ def draw_instances(folder: Path, num_images: int = 6, seed: int = 0) -> dict:
         image.save(folder / name)
         data["images"].append({"id": image_id, "file_name": name, "width": width, "height": height})
     return data
+
+
+def detector_batch(images: list[dict], annotations: list[dict], seed: int = 0) -> list[dict]:
+    """What a mapper would give a detector for pictures of `draw_instances`, pixels at random."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = []
+    for image in images:
+        size = image["height"], image["width"]
+        objects = [o for o in annotations if o["image_id"] == image["id"]]
+        x, y, w, h = torch.tensor([o["bbox"] for o in objects]).T
+        instances = Instances(size)
+        instances.gt_boxes = Boxes(torch.stack([x, y, x + w, y + h], dim=1))
+        instances.gt_classes = torch.tensor([o["category_id"] for o in objects])
+        instances.gt_masks = PolygonMasks([o["segmentation"] for o in objects])
+        pixels = torch.randint(0, 255, (3, *size), generator=generator).float()
+        batch.append({"image": pixels, "instances": instances})
+    return batch
 
 
 def data_settings(annotations: Path, images: Path) -> list[str]:

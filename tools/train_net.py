@@ -2,6 +2,7 @@
 
 python tools/train_net.py --config-file configs/coco/X.py [--num-gpus N] [--resume] key=value ...
 python tools/train_net.py --config-file configs/coco/X.py --eval-only train.init_checkpoint=FILE
+python tools/train_net.py --config-file configs/coco/X.yaml MODEL.WEIGHTS FILE KEY VALUE ...
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import logging
 import os
 import pickle
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+import safetensors.torch
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
@@ -18,6 +20,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ..errors import UserError
+from .safe_pickle import load_numpy_pickle
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +30,13 @@ RESUMABLE = re.compile(r"model_(\d{7}(_milestone)?|final)\.pth")
 
 
 def save_atomically(data: Any, path: str | Path) -> None:
-    """`torch.save` after which either the whole new file is on disk, or the old one as it was."""
-    _write_atomically(Path(path), lambda file: torch.save(data, file))
+    """Writes a file after which either the whole new one is on disk, or the old one as it was.
+
+    A ``.safetensors`` file takes ``{"model": tensors, "meta": plain data}``, others anything that
+    `torch.save` takes.
+    """
+    path = Path(path)
+    _write_atomically(path, lambda file: _write(data, file, path.suffix))
 
 
 def _write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -56,13 +64,25 @@ def _write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             os.close(folder)
 
 
+def _write(data: Any, file: IO[bytes], suffix: str) -> None:
+    if suffix == ".safetensors":  # its metadata is text by text
+        metadata = {"format": "pt", "meta": json.dumps(data["meta"])}
+        file.write(safetensors.torch.save(data["model"], metadata))
+    else:
+        torch.save(data, file)
+
+
 def load_plain(path: str | Path) -> Any:
     """`torch.load` for tensors and plain data only, plus the argparse.Namespace of official files.
+
+    A ``.safetensors`` file comes as ``{"model": tensors, "meta": plain data}``, like its .pth twin;
+    a ``.pkl`` of detectron2's model zoo as in `load_numpy_pickle`.
 
     Raises:
         UserError: the file is missing, damaged, or contains anything that would need unpickling.
     """
-    path = os.path.expanduser(str(path))
+    # detectron2's configs ask like this for its matching by similar names; ours needs no hint
+    path = os.path.expanduser(str(path)).removesuffix("?matching_heuristics=True")
     if os.path.isdir(path):
         raise UserError(
             f"{path} is a folder: give a file in it, backbone_final.pth or model_final.pth"
@@ -73,11 +93,16 @@ def load_plain(path: str | Path) -> Any:
         raise UserError(f"the checkpoint {path} cannot be fetched: {error}") from None
     if not os.path.isfile(path):
         raise UserError(f"the checkpoint {path} does not exist")
+    _refuse_what_is_no_checkpoint(path)
     try:
         if path.endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            return load_file(path)
+            with safetensors.safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+            meta = json.loads(metadata.get("meta", "{}"))
+            return {"model": safetensors.torch.load_file(path), "meta": meta}
+        if path.endswith(".pkl"):
+            with open(path, "rb") as file:
+                return load_numpy_pickle(file)
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -92,14 +117,44 @@ def load_plain(path: str | Path) -> Any:
         ) from None
 
 
+def _refuse_what_is_no_checkpoint(path: str) -> None:
+    """Files that end up under a checkpoint's name: readers would only call them damaged."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(256)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not start:
+        what = "is empty; copy or download it again"
+    elif start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        what = "is a web page; download the file itself"
+    elif start.startswith(b"version https://git-lfs"):
+        what = "is a Git LFS pointer; fetch the file itself with `git lfs pull`"
+    elif start.startswith(b"PK") and start[30:].partition(b".npy")[1]:
+        what = "is a numpy archive (.npz); load it with timm and save the model's state_dict()"
+    else:
+        return
+    raise UserError(f"{path} is no checkpoint: it {what}")
+
+
 class Checkpointer(DetectionCheckpointer):
-    """detectron2's checkpointer with atomic writes and `load_plain`."""
+    """detectron2's checkpointer with atomic writes and `load_plain`.
+
+    Args:
+        meta: Plain data that every file says about itself, under ``meta``.
+    """
+
+    def __init__(self, model, save_dir: str = "", *, meta: dict | None = None, **kwargs: Any):
+        super().__init__(model, save_dir, **kwargs)
+        self.meta = meta
 
     def save(self, name: str, **kwargs: Any) -> None:
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict()}
         data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
+        if self.meta is not None:
+            data["meta"] = self.meta
         path = Path(self.save_dir, f"{name}.pth")
         logger.info("Saving checkpoint to %s", path)
         save_atomically(data | kwargs, path)
@@ -186,7 +241,7 @@ class Checkpointer(DetectionCheckpointer):
         if self.save_to_disk:
             path = Path(self.save_dir, f"{name}.pth")
             logger.info("Saving weights to %s", path)
-            save_atomically({"model": model.state_dict(), "meta": meta}, path)
+            save_atomically({"model": model.state_dict(), "meta": (self.meta or {}) | meta}, path)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         tag = Path(self.save_dir, "last_checkpoint")

@@ -3,6 +3,7 @@
 import logging
 import signal
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.engine import HookBase
@@ -22,8 +23,8 @@ logger = logging.getLogger(__name__)
 class SeedEachStep(HookBase):
     """Step i draws from a generator seeded with (seed, i, rank).
 
-    So a resumed run needs no generator states: windows, proposals and stochastic depth of a step
-    are the same wherever the run was started.
+    So a resumed run needs no generator states: proposals and stochastic depth of a step are the
+    same wherever the run was started.
     """
 
     def __init__(self, seed: int):
@@ -69,7 +70,8 @@ class SaveCheckpoints(HookBase):
     Args:
         checkpointer: Writes them; in the main process alone, as this hook deletes.
         period: Iterations between checkpoints.
-        max_to_keep: How many stay, besides milestones and the last one, ``model_final.pth``.
+        max_to_keep: How many stay, besides milestones and the last one, ``model_final.pth``; None
+            for all.
         milestone_period: Every so many iterations one is written that stays for ever.
     """
 
@@ -77,7 +79,7 @@ class SaveCheckpoints(HookBase):
         self,
         checkpointer: Checkpointer,
         period: int,
-        max_to_keep: int,
+        max_to_keep: int | None,
         milestone_period: int | None = None,
     ):
         self.checkpointer, self.max_to_keep = checkpointer, max_to_keep
@@ -103,7 +105,7 @@ class SaveCheckpoints(HookBase):
         # By time of writing: after going back to an earlier one, the numbers run back as well.
         numbered = Path(self.checkpointer.save_dir).glob("model_" + "[0-9]" * 7 + ".pth")
         old = sorted(numbered, key=lambda path: (path.stat().st_mtime_ns, path.name))
-        for path in old[: -self.max_to_keep]:
+        for path in old[: -self.max_to_keep] if self.max_to_keep else []:
             path.unlink()
 
 
@@ -196,7 +198,7 @@ def standard_hooks(
     checkpoint_period: int,
     max_to_keep: int,
     milestone_period: int | None = None,
-    evaluation: HookBase | None = None,
+    evaluation: Sequence[HookBase] = (),
 ) -> list[HookBase | None]:
     """What every training run does besides its steps, in the order in which it must happen.
 
@@ -209,7 +211,7 @@ def standard_hooks(
         total_batch_size: Images per step, for the speed.
         checkpoint_period: Iterations between checkpoints, of which ``max_to_keep`` stay.
         milestone_period: Iterations between checkpoints that stay for ever; None for none.
-        evaluation: Runs after the checkpoint and before the writers, which report its results.
+        evaluation: Run after the checkpoint and before the writers, which report their results.
     """
     is_main = comm.is_main_process()
     save = SaveCheckpoints(checkpointer, checkpoint_period, max_to_keep, milestone_period)
@@ -220,7 +222,7 @@ def standard_hooks(
         LRScheduler(scheduler=schedule),
         StopOnDivergence(checkpointer, settings.max_skipped_steps),
         save if is_main else None,
-        evaluation,
+        *evaluation,
         writer_hook(settings, max_iter) if is_main else None,
         StopOnSignal(checkpointer),
     ]

@@ -34,13 +34,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "stopped by a signal, after writing a checkpoint for --resume: 143 SIGTERM, 138 SIGUSR1, "
         "130 Ctrl-C"
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="a LazyConfig (.py)")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="a config")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine")
     parser.add_argument("--num-machines", type=int, default=1)
     parser.add_argument("--machine-rank", type=int, default=0)
     parser.add_argument("--dist-url", default="auto", help="for several machines: tcp://HOST:PORT")
-    parser.add_argument("opts", nargs="*", metavar="key=value", help="override config settings")
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="override settings")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -70,8 +70,6 @@ def setup_run(cfg: DictConfig) -> torch.device:
     """
     if not cfg.train.output_dir:
         raise UserError("train.output_dir is empty: name a folder")
-    if not isinstance(cfg.train.seed, int) or cfg.train.seed < 0:
-        raise UserError(f"train.seed={cfg.train.seed} must be a whole number, at least 0")
     output_dir = Path(cfg.train.output_dir)
     if comm.is_main_process():
         try:

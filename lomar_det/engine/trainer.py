@@ -73,8 +73,6 @@ class Trainer(SimpleTrainer):
         gather_metric_period: int = 1,
     ):
         super().__init__(model, data_loader, optimizer, gather_metric_period)
-        if ema_decay is not None and not 0 < ema_decay < 1:
-            raise UserError(f"train.ema_decay={ema_decay} must lie between 0 and 1, or be null")
         self.compute_losses = compute_losses or (lambda model, batch: model(batch))
         self.device = torch.device(device)
         self.dtype = dtype
@@ -105,6 +103,16 @@ class Trainer(SimpleTrainer):
         return fused and self.ema is None and not self.grad_scaler.is_enabled()
 
     def run_step(self) -> None:
+        try:
+            self._step()
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"the GPU's memory is too small for these settings (iteration {self.iter}): lower "
+                "train.max_batch_per_gpu, or raise train.accumulation_steps where it is a number; "
+                "the batch stays the same"
+            ) from None
+
+    def _step(self) -> None:
         self.optimizer.zero_grad()
         losses, data_time = self._forward_backward()
         self.after_backward()

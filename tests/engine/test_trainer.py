@@ -174,8 +174,6 @@ def test_the_average_follows_the_closed_formula():
         decay = min(0.5, 1 - (1 + step) ** -0.75)
         average = decay * average + (1 - decay) * weight
     torch.testing.assert_close(trainer.eval_model.weight, average)
-    with pytest.raises(UserError, match="train.ema_decay=1.5"):
-        make_trainer([], ema_decay=1.5)
 
 
 def test_losses_read_late_are_the_same():
@@ -241,6 +239,17 @@ def test_a_step_does_not_wait_for_the_gpu():
     history = trainer.storage.history("total_loss").values()
     assert [iteration for _, iteration in history] == [0, 1, 2, 3, 4, 5, 7]
     assert model.weight.isfinite().all()
+
+
+def test_a_full_gpu_is_one_clear_error():
+    trainer = make_trainer([torch.ones(2, 3)])
+
+    def losses(model, x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trainer.compute_losses = losses
+    with pytest.raises(UserError, match="lower train.max_batch_per_gpu"):
+        trainer.train(0, 1)
 
 
 def test_bf16_autocast_works_on_a_cpu():
