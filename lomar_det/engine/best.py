@@ -1,4 +1,4 @@
-"""The best detector so far, kept beside the checkpoints."""
+"""The best model so far, kept beside the checkpoints."""
 
 import logging
 import math

@@ -41,6 +41,7 @@ _RULES = RUN_RULES | {
     "train.eval_period": whole(0),
     "train.checkpointer.period": whole(1),
     "train.checkpointer.max_to_keep": whole(1) | one_of(None),
+    "train.checkpointer.milestone_period": whole(1) | one_of(None),
     "data.image_size": whole(1),
     "optimizer.lr": number("(0, inf)"),
     "optimizer.weight_decay": number("[0, inf)"),

@@ -73,8 +73,6 @@ class Trainer(SimpleTrainer):
         gather_metric_period: int = 1,
     ):
         super().__init__(model, data_loader, optimizer, gather_metric_period)
-        if ema_decay is not None and not 0 < ema_decay < 1:
-            raise UserError(f"train.ema_decay={ema_decay} must lie between 0 and 1, or be null")
         self.compute_losses = compute_losses or (lambda model, batch: model(batch))
         self.device = torch.device(device)
         self.dtype = dtype

@@ -63,6 +63,7 @@ _RULES = RUN_RULES | {
     "train.weight_decay": number("[0, inf)"),
     "train.checkpoint_epochs": number("(0, inf)"),
     "train.max_to_keep": whole(1) | one_of(None),
+    "train.milestone_epochs": number("(0, inf)") | one_of(None),
 }
 
 
@@ -156,7 +157,7 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
             period,
             settings.max_to_keep,
             milestones,
-            [bad_images, *evaluation_hooks(cfg, model, paths, iters_per_epoch)],
+            [bad_images, *evaluation_hooks(cfg, trainer.eval_model, paths, iters_per_epoch)],
         )
     )
 
