@@ -73,7 +73,8 @@ def convert_checkpoint(
         lines += by_reason("dropped", found.dropped | _left_out(found, tensors, layout))
     tensors = {name: _cast(name, value, dtype).contiguous() for name, value in tensors.items()}
     is_bare = layout == "timm" and Path(target).suffix == ".pth"
-    save_atomically(tensors if is_bare else {"model": tensors, "meta": meta}, target)
+    data = {"model": tensors} | ({"meta": meta} if meta else {})
+    save_atomically(tensors if is_bare else data, target)
     lines.append(f"{target}: {len(tensors)} tensors, layout {layout}")
     lines += [f"  meta: {meta}"] if meta else []
     return "\n".join(lines)

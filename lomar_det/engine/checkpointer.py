@@ -42,7 +42,7 @@ def save_atomically(data: Any, path: str | Path) -> None:
 
 def _write(data: Any, file: BinaryIO, suffix: str) -> None:
     if suffix == ".safetensors":  # its metadata is text by text
-        metadata = {"format": "pt", "meta": json.dumps(data["meta"])}
+        metadata = {"format": "pt", "meta": json.dumps(data.get("meta", {}))}
         file.write(safetensors.torch.save(data["model"], metadata))
     else:
         torch.save(data, file)
