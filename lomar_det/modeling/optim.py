@@ -1,12 +1,14 @@
 """Parameter groups of ViTDet: layer-wise learning rate decay, and what gets no weight decay."""
 
+import re
+from collections.abc import Sequence
 from functools import partial
 
 from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from detectron2.solver.build import get_default_optimizer_params
 from torch import nn
 
-NO_WEIGHT_DECAY = ("pos_embed", "lookup_table_weight")
+from ..errors import UserError
 
 
 def layer_decay_params(
@@ -16,20 +18,50 @@ def layer_decay_params(
     lr_decay_rate: float = 0.7,
     num_layers: int = 12,
     weight_decay_norm: float | None = 0.0,
+    weight_decay_bias: float | None = None,
+    no_weight_decay: Sequence[str] = ("pos_embed", "lookup_table_weight"),
 ) -> list[dict]:
     """Parameter groups for AdamW, as in ViTDet's recipe plus the iRPE tables.
 
     The tables decay with their block's learning rate and get no weight decay, like ViTDet's
-    absolute positions. For LazyConfig: ``optimizer = L(AdamW)(params=L(layer_decay_params)(...))``;
-    the trainer fills in ``model``.
+    absolute positions. Frozen parameters are left out. For LazyConfig:
+    ``optimizer = L(AdamW)(params=L(layer_decay_params)(...))``; the trainer fills in ``model``.
+
+    Args:
+        model: A detector; blocks are found by the names ``backbone...blocks.N``.
+        base_lr: Learning rate of everything above the blocks.
+        weight_decay: Of everything that the other arguments do not name.
+        lr_decay_rate: Factor of the learning rate from each block to the one below it.
+        num_layers: Blocks of the backbone.
+        weight_decay_norm: Of normalisation layers; None is ``weight_decay``.
+        weight_decay_bias: Of biases; None is ``weight_decay``, as in detectron2.
+        no_weight_decay: Names of further parameters without weight decay.
+
+    Raises:
+        UserError: ``num_layers`` is not the backbone's, or nothing is left to train.
     """
-    return get_default_optimizer_params(
+    blocks = [
+        int(match[1])
+        for name, _ in model.named_parameters()
+        if (match := re.match(r"backbone\..*?\bblocks\.(\d+)\.", name))
+    ]
+    depth = max(blocks, default=-1) + 1
+    if depth != num_layers:
+        raise UserError(
+            f"optimizer.params.num_layers={num_layers}, but the backbone has {depth} blocks for "
+            "the learning rate to decay over; set it to model.backbone.net.depth"
+        )
+    groups = get_default_optimizer_params(
         model,
         base_lr=base_lr,
         weight_decay=weight_decay,
         weight_decay_norm=weight_decay_norm,
+        weight_decay_bias=weight_decay_bias,
         lr_factor_func=partial(
             get_vit_lr_decay_rate, lr_decay_rate=lr_decay_rate, num_layers=num_layers
         ),
-        overrides={name: {"weight_decay": 0.0} for name in NO_WEIGHT_DECAY},
+        overrides={name: {"weight_decay": 0.0} for name in no_weight_decay},
     )
+    if not groups:
+        raise UserError("every parameter is frozen: nothing is left to train")
+    return groups

@@ -50,6 +50,17 @@ def test_non_finite_loss_stops_before_the_weights_are_spoilt():
     assert trainer.model.weight.isfinite().all()
 
 
+def test_a_full_gpu_is_one_clear_error():
+    trainer = make_trainer([torch.ones(2, 3)])
+
+    def losses(model, x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trainer.compute_losses = losses
+    with pytest.raises(UserError, match="lower train.max_batch_per_gpu"):
+        trainer.train(0, 1)
+
+
 def test_bf16_autocast_works_on_a_cpu():
     seen = []
 
