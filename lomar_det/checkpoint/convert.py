@@ -210,7 +210,8 @@ def _refuse_rel_pos(found: Checkpoint, reader: str, *kinds: str) -> None:
         name = {"irpe": "iRPE", "decomposed": "decomposed relative positions"}[rel_pos]
         raise UserError(
             f"{found.path} was trained with {name}, which {reader} does not compute: without its "
-            "tables the features would be others"
+            "tables the features would be others. lomar_det.modeling has such backbones for "
+            "detectron2, lomar_pretrain.timm_models those with iRPE for timm"
         )
 
 
