@@ -25,8 +25,11 @@ def read_version() -> str:
 def list_packages() -> list[str]:
     """Lists both packages; paths stay relative, as setuptools wants them."""
     pretrain = find_packages(str(ROOT / "projects" / "lomar_pretrain"))
+    # the common configs go along: a yaml config is completed from them
+    configs = ("lomar_det.configs.common", "lomar_det.configs.common.models")
     return [
         *find_packages(str(ROOT), include=["lomar_det", "lomar_det.*"]),
+        *configs,
         "lomar_pretrain",
         *(f"lomar_pretrain.{package}" for package in pretrain),
     ]
@@ -38,7 +41,10 @@ setup(
     description="LoMaR self-supervised pretraining and ViTDet detection for detectron2",
     license="Apache-2.0",
     packages=list_packages(),
-    package_dir={"lomar_pretrain": "projects/lomar_pretrain"},
+    package_dir={
+        "lomar_pretrain": "projects/lomar_pretrain",
+        "lomar_det.configs.common": "configs/common",
+    },
     python_requires=">=3.11",
     # Ranges for people who install into an environment of their own; requirements.txt holds the
     # exact versions the tests run with.

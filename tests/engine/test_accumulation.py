@@ -18,9 +18,12 @@ from lomar_det.engine.config import build_model, load_config
 def detector():
     path = ROOT / "configs" / "custom" / "mask_rcnn_lomar_vit_tiny.py"
     cfg = load_config(path, ["model.backbone.net.depth=2", "model.backbone.square_pad=96"])
-    cfg.model.proposal_generator.update(batch_size_per_image=100_000, post_nms_topk=(40, 40))
+    cfg.model.proposal_generator.update(batch_size_per_image=100_000, post_nms_topk=(4, 4))
     cfg.model.roi_heads.update(num_classes=8, batch_size_per_image=100_000)
-    return build_model(cfg)
+    model = build_model(cfg)
+    # as initialised, every proposal would have the same loss
+    torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight)
+    return model
 
 
 @pytest.fixture
@@ -64,4 +67,4 @@ def test_what_differs_with_other_pictures_is_the_weight_of_a_pass(detector, pair
         by_proposal = first[name] * proposals[0] + second[name] * proposals[1]
         torch.testing.assert_close(by_proposal / proposals[2], whole[name])
         by_pass = (first[name] + second[name]) / 2
-        assert not torch.isclose(by_pass, whole[name], rtol=1e-4)
+        assert not torch.isclose(by_pass, whole[name], rtol=1e-3)
