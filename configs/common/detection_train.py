@@ -39,7 +39,15 @@ train = OmegaConf.create(
         "lr_batch_size": 64,
         # 4 images of 1024x1024 took 13.3 GiB with ViT-B (docs/performance.md)
         "max_batch_per_gpu": 4,
-        "checkpointer": {"period": 5000, "max_to_keep": 3},
+        "checkpointer": {
+            # iterations between checkpoints, of which the last few stay, ...
+            "period": 5000,
+            "max_to_keep": 3,
+            # ... and between those that are never deleted; null for none
+            "milestone_period": None,
+            # model_best.pth holds the weights with the highest; segm/AP for masks, null for none
+            "best_metric": "bbox/AP",
+        },
         "eval_period": 5000,
     }
 )

@@ -25,8 +25,15 @@ model = L(LoMaR)(
 
 data = OmegaConf.create(
     {
-        # a folder of pictures, searched recursively, or a list of folders
+        # a folder (searched recursively), a list of paths (.txt), a COCO .json file, tar shards
+        # ("shards-{000..123}.tar", "shards-*.tar"), a picture, or a [list, of, these]
         "path": "???",
+        # where the file names of a COCO file start; null: at the file's own folder
+        "image_root": None,
+        # larger pictures count as unreadable; null: no limit
+        "max_megapixels": 180,
+        # unreadable pictures are replaced and listed in bad_images.txt; more of them end the run
+        "max_bad_fraction": 0.05,
         # random crops of this share of the picture's area, resized to model.img_size
         "crop_scale": [0.2, 1.0],
         # the paper's supplement crops only; the released code also flips
@@ -48,8 +55,11 @@ train = OmegaConf.create(
         "max_batch_per_gpu": 256,
         "betas": [0.9, 0.95],
         "weight_decay": 0.05,
+        # a checkpoint every so many epochs, of which the last few stay, ...
         "checkpoint_epochs": 20,
         "max_to_keep": 3,
+        # ... and one every so many epochs that is never deleted; null for none
+        "milestone_epochs": 400,
         # a sheet of reconstructions every so many epochs and at the end; 0: never
         "picture_epochs": 50,
         # kNN accuracy of the features every so many epochs and at the end, to see more than a loss

@@ -10,7 +10,15 @@ run = {
     "accumulation_steps": "auto",
     # null or 0: no limit
     "clip_grad_norm": None,
+    # weights averaged with this decay (0.9999, say), which are then evaluated and handed on
+    "ema_decay": None,
+    # so many steps in a row with a non-finite loss or gradient are left out, then the run ends
+    "max_skipped_steps": 10,
     "seed": 0,
+    # delete another run's checkpoints in output_dir instead of refusing to start
+    "overwrite": False,
     "log_period": 20,
+    # Weights & Biases: {project: ..., name: ...}, arguments of wandb.init; null for none
+    "wandb": None,
     "ddp": {"broadcast_buffers": False, "find_unused_parameters": False},
 }

@@ -1,7 +1,7 @@
 """Parameter groups of ViTDet: layer-wise learning rate decay, and what gets no weight decay."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
@@ -18,7 +18,7 @@ def layer_decay_params(
     lr_decay_rate: float = 0.7,
     num_layers: int = 12,
     weight_decay_norm: float | None = 0.0,
-    weight_decay_bias: float | None = None,
+    decay_vectors: bool = True,
     no_weight_decay: Sequence[str] = ("pos_embed", "lookup_table_weight"),
 ) -> list[dict]:
     """Parameter groups for AdamW, as in ViTDet's recipe plus the iRPE tables.
@@ -33,8 +33,9 @@ def layer_decay_params(
         weight_decay: Of everything that the other arguments do not name.
         lr_decay_rate: Factor of the learning rate from each block to the one below it.
         num_layers: Blocks of the backbone.
-        weight_decay_norm: Of normalisation layers; None is ``weight_decay``.
-        weight_decay_bias: Of biases; None is ``weight_decay``, as in detectron2.
+        weight_decay_norm: Of torch's normalisation layers; None is ``weight_decay``. As in
+            detectron2, not of the channel-first ones that it has in pyramid and heads.
+        decay_vectors: False for no weight decay on any vector: biases and norms, as in timm.
         no_weight_decay: Names of further parameters without weight decay.
 
     Raises:
@@ -56,7 +57,6 @@ def layer_decay_params(
         base_lr=base_lr,
         weight_decay=weight_decay,
         weight_decay_norm=weight_decay_norm,
-        weight_decay_bias=weight_decay_bias,
         lr_factor_func=partial(
             get_vit_lr_decay_rate, lr_decay_rate=lr_decay_rate, num_layers=num_layers
         ),
@@ -64,4 +64,14 @@ def layer_decay_params(
     )
     if not groups:
         raise UserError("every parameter is frozen: nothing is left to train")
-    return groups
+    return groups if decay_vectors else [part for g in groups for part in _without_vectors(g)]
+
+
+def _without_vectors(group: dict) -> Iterator[dict]:
+    """A group in two: vectors without weight decay, and the rest as it was."""
+    vectors = [parameter for parameter in group["params"] if parameter.dim() <= 1]
+    others = [parameter for parameter in group["params"] if parameter.dim() > 1]
+    if vectors:
+        yield group | {"params": vectors, "weight_decay": 0.0}
+    if others:
+        yield group | {"params": others}

@@ -13,7 +13,7 @@ from torchvision.datasets import ImageFolder
 from lomar_det.errors import UserError
 from lomar_det.images import load_image
 
-from .data import IMAGE_SUFFIXES
+from .shards import is_image_name
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class ClassFolders(ImageFolder):
         root = Path(root).expanduser()
         if not root.is_dir():
             raise UserError(f"the folder of labelled pictures {root} does not exist")
-        super().__init__(str(root), transform, loader=load_image, is_valid_file=_is_picture)
+        super().__init__(str(root), transform, loader=load_image, is_valid_file=is_image_name)
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
         folders = sorted(
@@ -57,11 +57,6 @@ class ClassFolders(ImageFolder):
         return classes, {name: index for index, name in enumerate(classes)}
 
 
-def _is_picture(path: str) -> bool:
-    name = os.path.basename(path)
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-
-
 def _has_pictures(folder: str) -> bool:
     walk = os.walk(folder, followlinks=True)
-    return any(_is_picture(name) for _, _, names in walk for name in names)
+    return any(is_image_name(name) for _, _, names in walk for name in names)

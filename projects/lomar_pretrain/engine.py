@@ -24,6 +24,8 @@ from lomar_det.checkpoint import save_backbone
 from lomar_det.engine import (
     Checkpointer,
     Trainer,
+    check_output_dir,
+    delete_old_run,
     resolve_precision,
     save_config,
     setup_run,
@@ -41,9 +43,11 @@ from lomar_det.stream import (
     stream_loader,
 )
 
-from .data import PretrainTransform, WithNoise, find_images
-from .hooks import evaluation_hooks
+from .bad_images import BadImage, ReplaceUnreadable, collate_images
+from .data import PretrainTransform, WithNoise
+from .hooks import CountBadImages, evaluation_hooks
 from .pictures import plot_training
+from .sources import find_images
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +63,7 @@ _RULES = RUN_RULES | {
     "train.weight_decay": number("[0, inf)"),
     "train.checkpoint_epochs": number("(0, inf)"),
     "train.max_to_keep": whole(1) | one_of(None),
+    "train.milestone_epochs": number("(0, inf)") | one_of(None),
 }
 
 
@@ -82,6 +87,7 @@ def start(cfg: DictConfig, resume: bool = False) -> Path:
             f"train.epochs={cfg.train.epochs}: it must be less than that"
         )
     setup_run(cfg)
+    check_output_dir(cfg.train, resume)
     return run(cfg, resume)
 
 
@@ -94,7 +100,7 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
     )
     seed_everything(settings.seed)
     model = build_model(cfg).to(device)  # before the pictures are looked for: it may be impossible
-    paths = find_images(_as_list(cfg.data.path))
+    paths = find_images(_as_list(cfg.data.path), cfg.data.image_root)
     iters_per_epoch = max(1, len(paths) // batch)
     max_iter = math.ceil(settings.epochs * iters_per_epoch)
     lr = settings.base_lr * batch / 256
@@ -111,21 +117,36 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
         lr,
     )
     groups = param_groups_weight_decay(model, settings.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(settings.betas))
+    optimizer = torch.optim.AdamW(
+        groups, lr=lr, betas=tuple(settings.betas), fused=device.type == "cuda"
+    )
     trainer = Trainer(
         wrap_ddp(model, settings.ddp, device),
         data_loader=None,
         optimizer=optimizer,
-        compute_losses=_compute_losses(device),
         device=device,
         dtype=resolve_precision(settings.precision, device),
         accumulation_steps=accumulation_steps,
         clip_grad_norm=settings.clip_grad_norm,
+        ema_decay=settings.ema_decay,
+        gather_metric_period=settings.log_period,
     )
-    meta = backbone_meta(model, settings.epochs)
+    meta = backbone_meta(model, settings.epochs) | {"ema_decay": settings.ema_decay}
     checkpointer = Checkpointer(trainer.model, settings.output_dir, meta=meta, trainer=trainer)
     schedule = warmup_cosine_schedule(settings.warmup_epochs / settings.epochs)
-    period = max(1, round(settings.checkpoint_epochs * iters_per_epoch))
+    period, milestones = (
+        max(1, round(epochs * iters_per_epoch)) if epochs else None
+        for epochs in (settings.checkpoint_epochs, settings.milestone_epochs)
+    )
+    bad_images = CountBadImages(
+        Path(settings.output_dir, "bad_images.txt"),
+        cfg.data.max_bad_fraction,
+        len(paths),
+        batch,
+        checkpointer,
+        resume,
+    )
+    trainer.compute_losses = _compute_losses(device, bad_images)
     trainer.register_hooks(
         standard_hooks(
             settings,
@@ -135,29 +156,37 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
             batch,
             period,
             settings.max_to_keep,
-            *evaluation_hooks(cfg, model, paths, iters_per_epoch),
+            milestones,
+            [bad_images, *evaluation_hooks(cfg, trainer.eval_model, paths, iters_per_epoch)],
         )
     )
 
-    start_iter = 0
-    if resume:
-        checkpointer.resume()
-        start_iter = trainer.iter + 1
-    transform = PretrainTransform(model.img_size, cfg.data.crop_scale, cfg.data.flip)
+    path = Path(settings.output_dir, "backbone_final.pth")
+    start_iter = checkpointer.resume(max_iter) if resume else 0
+    if start_iter == max_iter and path.is_file():
+        return path
+    transform = PretrainTransform(
+        model.img_size, cfg.data.crop_scale, cfg.data.flip, cfg.data.max_megapixels
+    )
+    make = ReplaceUnreadable(WithNoise(transform, model.noise_shape))
     trainer.data_loader = stream_loader(
-        SeededDataset(paths, WithNoise(transform, model.noise_shape), settings.seed),
+        SeededDataset(paths, make, settings.seed),
         batch,
         settings.seed,
         start_iter,
         accumulation_steps,
         cfg.data.num_workers,
+        collate_images,
         pin_memory=device.type == "cuda",
+        permutation=paths.permutation,
     )
+    if not resume:
+        delete_old_run(settings)
     save_config(cfg)
-    trainer.train(start_iter, max_iter)
-    path = Path(settings.output_dir, "backbone_final.pth")
+    if start_iter < max_iter:  # else it was killed before the files below were written
+        trainer.train(start_iter, max_iter)
     if comm.is_main_process():
-        save_backbone(path, model.state_dict(), meta)
+        save_backbone(path, trainer.eval_model.state_dict(), meta)
         metrics = read_metrics(Path(settings.output_dir, "metrics.json"))
         if metrics:
             plot_training(metrics, Path(settings.output_dir, "loss.png"))
@@ -169,9 +198,11 @@ def _as_list(path) -> list[str]:
     return [str(p) for p in path] if OmegaConf.is_list(path) else [str(path)]
 
 
-def _compute_losses(device: torch.device):
-    def compute(model: nn.Module, batch: list[Tensor]) -> dict[str, Tensor]:
-        images, noise = (tensor.to(device, non_blocking=True) for tensor in batch)
+def _compute_losses(device: torch.device, bad_images: CountBadImages):
+    def compute(model: nn.Module, batch: tuple[list[Tensor], list[BadImage]]) -> dict[str, Tensor]:
+        tensors, failed = batch
+        bad_images.add(failed)
+        images, noise = (tensor.to(device, non_blocking=True) for tensor in tensors)
         return {"loss": model(images, noise=noise).loss}
 
     return compute

@@ -76,7 +76,7 @@ def open_examples(
     number = min(number, len(paths))
     for i in range(number):
         start, end = i * len(paths) // number, (i + 1) * len(paths) // number
-        for entry in paths[start : min(end, start + MAX_TRIES)]:
+        for entry in map(paths.__getitem__, range(start, min(end, start + MAX_TRIES))):
             try:
                 image = fit_to_model(open_image(entry), model)
             except UserError as error:

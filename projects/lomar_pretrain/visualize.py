@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 
 from lomar_det.errors import UserError
 
-from .data import find_images
 from .pictures import reconstruction_figure, save_figure
 from .reconstruction import open_examples
+from .sources import find_images
 
 FILE_NAME = "reconstruction.png"  # where the output is a folder
 MAX_IMAGES = 100  # rows of one sheet, which no viewer would open with more
