@@ -70,7 +70,11 @@ train = OmegaConf.create(
         # set, nothing is trained: accuracy by this many nearest training pictures
         "knn": None,
         "eval_epochs": 1,
+        # a checkpoint every so many epochs, of which the last few stay; milestones stay for ever
         "checkpoint_epochs": 5,
         "max_to_keep": 1,
+        "milestone_epochs": None,
+        # model_best.pth holds the weights with the highest; null for none
+        "best_metric": "classification/top1",
     }
 )

@@ -30,7 +30,7 @@ from .contradictions import refuse_contradictions
 from .hooks import standard_hooks
 from .launch import setup_run
 from .precision import autocast, resolve_precision
-from .trainer import Trainer, wrap_ddp
+from .trainer import build_trainer
 from .yacs import load_any_config, save_run_config, worded_for
 
 logger = logging.getLogger(__name__)
@@ -137,22 +137,12 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
         cfg.train.max_batch_per_gpu,
         cfg.train.accumulation_steps,
     )
+    if not resume:
+        _init_weights(cfg, model)
     cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
-    model = wrap_ddp(model, cfg.train.ddp, device)
-    trainer = Trainer(
-        model,
-        data_loader=None,
-        optimizer=optimizer,
-        device=device,
-        dtype=resolve_precision(cfg.train.precision, device),
-        accumulation_steps=accumulation_steps,
-        clip_grad_norm=cfg.train.clip_grad_norm,
-        ema_decay=cfg.train.ema_decay,
-        gather_metric_period=cfg.train.log_period,
-    )
+    trainer = build_trainer(cfg.train, model, instantiate(cfg.optimizer), accumulation_steps)
     meta = {"classes": dataset_classes(cfg.dataloader.train.dataset)}
-    checkpointer = Checkpointer(model, cfg.train.output_dir, meta=meta, trainer=trainer)
+    checkpointer = Checkpointer(trainer.model, cfg.train.output_dir, meta=meta, trainer=trainer)
     best = BestModel(checkpointer, cfg.train.checkpointer.best_metric)
     results: dict = {}
 
@@ -180,15 +170,6 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
         start_iter = checkpointer.resume(cfg.train.max_iter)
         if start_iter == cfg.train.max_iter:  # it may have been killed in its last evaluation
             return evaluate_and_keep()
-    elif cfg.train.init_checkpoint:
-        report = load_weights(getattr(model, "module", model), cfg.train.init_checkpoint)
-        if any(name.endswith("lookup_table_weight") for name in report.dropped):
-            raise UserError(
-                f"{cfg.train.init_checkpoint} was pretrained with iRPE, and the model has no place "
-                "for its tables: set model.backbone.net.rel_pos=irpe and use_abs_pos=False"
-            )
-    else:
-        logger.warning("train.init_checkpoint is empty: training from random weights")
     cfg.dataloader.train.seed = cfg.train.seed
     cfg.dataloader.train.start_iter = start_iter
     cfg.dataloader.train.accumulation_steps = accumulation_steps
@@ -198,6 +179,19 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
     save_run_config(full_config)
     trainer.train(start_iter, cfg.train.max_iter)
     return results
+
+
+def _init_weights(cfg: DictConfig, model: nn.Module) -> None:
+    path = cfg.train.init_checkpoint
+    if not path:
+        logger.warning("train.init_checkpoint is empty: training from random weights")
+        return
+    report = load_weights(model, path)
+    if any(name.endswith("lookup_table_weight") for name in report.dropped):
+        raise UserError(
+            f"{path} was pretrained with iRPE, and the model has no place for its tables: set "
+            "model.backbone.net.rel_pos=irpe and use_abs_pos=False"
+        )
 
 
 def _instantiate_loader(cfg: DictConfig):

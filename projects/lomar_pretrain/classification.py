@@ -89,8 +89,8 @@ class MixedLoss:
     height, width) and labels (B,).
     """
 
-    def __init__(self, settings: DictConfig, num_classes: int, device: torch.device):
-        self.device, self.mixup = device, None
+    def __init__(self, settings: DictConfig, num_classes: int):
+        self.device, self.mixup = torch.device(settings.device), None
         self.criterion: nn.Module = LabelSmoothingCrossEntropy(settings.label_smoothing)
         if settings.mixup or settings.cutmix:
             self.mixup = Mixup(

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import math
 from pathlib import Path
 
 from lomar_det.compat import require_detectron2
@@ -20,15 +19,18 @@ from torch.utils.data import DataLoader
 
 from lomar_det.checkpoint import load_encoder_weights, read_state_dict
 from lomar_det.engine import (
+    BestModel,
     Checkpointer,
-    Trainer,
     autocast,
+    build_trainer,
+    check_output_dir,
+    check_warmup,
+    delete_old_run,
+    plan_epochs,
     resolve_precision,
     save_config,
     setup_run,
     standard_hooks,
-    warmup_cosine_schedule,
-    wrap_ddp,
 )
 from lomar_det.engine.config import build_model, load_config
 from lomar_det.engine.detection import write_results
@@ -87,7 +89,10 @@ def main(args: argparse.Namespace) -> dict:
     if OmegaConf.is_missing(cfg.data, "path"):
         raise UserError("data.path is not set: give the folder of your class folders")
     check_settings(cfg, _RULES)
+    check_warmup(cfg.train)
     setup_run(cfg)
+    if not (args.eval_only or cfg.train.knn):
+        check_output_dir(cfg.train, args.resume)
     seed_everything(cfg.train.seed)
     train_samples, val_samples, classes = read_class_folders(
         cfg.data.path, cfg.data.val_fraction, cfg.train.seed
@@ -106,7 +111,8 @@ def main(args: argparse.Namespace) -> dict:
     if args.eval_only:
         return evaluate_checkpoint(cfg, model, val_set)
     transform = train_transform(model.img_size, cfg.data.augmentation)
-    return train(cfg, model, LabelledPictures(train_samples, transform), val_set, args.resume)
+    train_set = LabelledPictures(train_samples, transform)
+    return train(cfg, model, train_set, val_set, classes, args.resume)
 
 
 def train(
@@ -114,62 +120,52 @@ def train(
     model: nn.Module,
     train_set: LabelledPictures,
     val_set: LabelledPictures,
+    classes: list[str],
     resume: bool,
 ) -> dict:
     """The training run of a config; returns the accuracy of the last evaluation."""
-    settings, device = cfg.train, torch.device(cfg.train.device)
-    batch = settings.total_batch_size
+    settings, batch = cfg.train, cfg.train.total_batch_size
     accumulation_steps = count_accumulation_steps(
         batch, settings.max_batch_per_gpu, settings.accumulation_steps
     )
-    iters_per_epoch = max(1, len(train_set) // batch)
-    max_iter = math.ceil(settings.epochs * iters_per_epoch)
-    lr = settings.base_lr * batch / 256
-    logger.info(
-        "%g epochs x %d iterations of batch %d = %d iterations; learning rate %g * %d / 256 = %g",
-        settings.epochs,
-        iters_per_epoch,
-        batch,
-        max_iter,
-        settings.base_lr,
-        batch,
-        lr,
+    plan = plan_epochs(settings, len(train_set))
+    if not resume:
+        init_encoder(cfg, model)
+    trainer = build_trainer(
+        settings,
+        model,
+        build_optimizer(model, settings, plan.lr),
+        accumulation_steps,
+        MixedLoss(settings, cfg.model.num_classes),
     )
-    trainer = Trainer(
-        wrap_ddp(model, settings.ddp, device),
-        data_loader=None,
-        optimizer=build_optimizer(model, settings, lr),
-        compute_losses=MixedLoss(settings, cfg.model.num_classes, device),
-        device=device,
-        dtype=resolve_precision(settings.precision, device),
-        accumulation_steps=accumulation_steps,
-        clip_grad_norm=settings.clip_grad_norm,
-    )
-    checkpointer = Checkpointer(trainer.model, settings.output_dir, trainer=trainer)
+    meta = {"classes": classes}
+    checkpointer = Checkpointer(trainer.model, settings.output_dir, meta=meta, trainer=trainer)
+    best = BestModel(checkpointer, settings.best_metric)
     results: dict = {}
 
     def evaluate_and_keep() -> dict:
-        results.update(evaluate(cfg, model, val_set))
+        results.update(evaluate(cfg, trainer.eval_model, val_set))
+        best.update(results, trainer.eval_model, min(trainer.iter + 1, plan.max_iter))
         return results
 
     trainer.register_hooks(
         standard_hooks(
             settings,
             checkpointer,
-            warmup_cosine_schedule(settings.warmup_epochs / settings.epochs),
-            max_iter,
+            plan.schedule,
+            plan.max_iter,
             batch,
-            max(1, round(settings.checkpoint_epochs * iters_per_epoch)),
+            plan.period(settings.checkpoint_epochs),
             settings.max_to_keep,
-            EvalHook(round(settings.eval_epochs * iters_per_epoch), evaluate_and_keep),
+            plan.period(settings.milestone_epochs),
+            [EvalHook(plan.period(settings.eval_epochs) or 0, evaluate_and_keep)],
         )
     )
     start_iter = 0
     if resume:
-        checkpointer.resume()
-        start_iter = trainer.iter + 1
-    else:
-        init_encoder(cfg, model)
+        start_iter = checkpointer.resume(plan.max_iter)
+        if start_iter == plan.max_iter:  # it may have been killed in its last evaluation
+            return evaluate_and_keep()
     trainer.data_loader = stream_loader(
         SeededDataset(range(len(train_set)), train_set.__getitem__, settings.seed),
         batch,
@@ -177,10 +173,12 @@ def train(
         start_iter,
         accumulation_steps,
         cfg.data.num_workers,
-        pin_memory=device.type == "cuda",
+        pin_memory=settings.device.startswith("cuda"),
     )
+    if not resume:
+        delete_old_run(settings)
     save_config(cfg)
-    trainer.train(start_iter, max_iter)
+    trainer.train(start_iter, plan.max_iter)
     return results
 
 
