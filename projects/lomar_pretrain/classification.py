@@ -104,6 +104,11 @@ class MixedLoss:
     def __call__(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         images, labels = (tensor.to(self.device, non_blocking=True) for tensor in batch)
         if self.mixup is not None:
+            if len(images) % 2:  # timm mixes pairs
+                raise UserError(
+                    f"mixup and cutmix need an even number of images per forward pass, not "
+                    f"{len(images)}: change train.total_batch_size or train.accumulation_steps"
+                )
             images, labels = self.mixup(images, labels)
         return {"loss": self.criterion(model(images).float(), labels)}
 
