@@ -34,6 +34,7 @@ def list_packages() -> list[str]:
         *find_packages(str(ROOT), include=["lomar_det", "lomar_det.*"]),
         "lomar_pretrain",
         *(f"lomar_pretrain.{package}" for package in pretrain),
+        "lomar_det.configs",
         *(f"lomar_det.configs.{package}" for package in configs),
     ]
 
@@ -45,6 +46,7 @@ setup(
     license="Apache-2.0",
     packages=list_packages(),
     package_dir={"lomar_pretrain": "projects/lomar_pretrain", "lomar_det.configs": "configs"},
+    package_data={"lomar_det.configs": ["*/*.yaml"]},
     python_requires=">=3.11",
     # Ranges for people who install into an environment of their own; requirements.txt holds the
     # exact versions the tests run with.

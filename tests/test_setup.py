@@ -53,6 +53,7 @@ def test_every_package_is_installed(definition):
         for init in (ROOT / folder).rglob("__init__.py"):
             inner = init.parent.relative_to(ROOT / folder).parts
             expected.add(".".join((name, *inner)))
+    expected.add("lomar_det.configs")
     for config in (ROOT / "configs").rglob("*.py"):  # recipes: folders without __init__.py
         inner = config.parent.relative_to(ROOT / "configs").parts
         expected.add(".".join(("lomar_det.configs", *inner)))

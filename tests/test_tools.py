@@ -299,3 +299,28 @@ def test_evaluation_needs_a_whole_detector(drawn_set, tmp_path):
         detect(drawn_set, tmp_path, f"train.init_checkpoint={backbone}", eval_only=True)
     with pytest.raises(UserError, match="--eval-only needs weights"):
         detect(drawn_set, tmp_path, eval_only=True)
+
+
+def test_a_frozen_backbone_stays_as_it_was(drawn_set, tmp_path):
+    """Also under weight decay, which no gradient is needed for."""
+    backbone = pretrain(drawn_set[1], tmp_path / "pre", "train.epochs=1", "train.warmup_epochs=0")
+    settings = ["model.backbone.net.freeze_at=3", f"train.init_checkpoint={backbone}"]
+    detect(drawn_set, tmp_path / "out", *settings, "train.max_iter=2", "train.eval_period=0")
+    before = load_plain(backbone)["model"]
+    after = load_plain(tmp_path / "out" / "model_final.pth")["model"]
+    names = [name for name in before if name.startswith(("blocks.", "patch_embed."))]
+    assert len(names) > 20
+    for name in names:
+        trained = after[f"backbone.net.{name}"]
+        assert torch.equal(trained, before[name][..., : trained.shape[-1]]), name
+    with pytest.raises(UserError, match="start without --resume"):
+        unfrozen = ["model.backbone.net.freeze_at=0", "train.max_iter=3"]
+        detect(drawn_set, tmp_path / "out", *unfrozen, resume=True)
+
+
+@pytest.mark.parametrize("rel_pos", ["none", "decomposed"])
+def test_irpe_weights_need_irpe(drawn_set, tmp_path, rel_pos):
+    backbone = pretrain(drawn_set[1], tmp_path / "pre", "train.epochs=1", "train.warmup_epochs=0")
+    settings = [f"model.backbone.net.rel_pos={rel_pos}", f"train.init_checkpoint={backbone}"]
+    with pytest.raises(UserError, match="pretrained with iRPE.*rel_pos=irpe"):
+        detect(drawn_set, tmp_path / "out", *settings)

@@ -73,7 +73,8 @@ def convert_checkpoint(
         lines += by_reason("dropped", found.dropped | _left_out(found, tensors, layout))
     tensors = {name: _cast(name, value, dtype).contiguous() for name, value in tensors.items()}
     is_bare = layout == "timm" and Path(target).suffix == ".pth"
-    save_atomically(tensors if is_bare else {"model": tensors, "meta": meta}, target)
+    data = {"model": tensors} | ({"meta": meta} if meta else {})
+    save_atomically(tensors if is_bare else data, target)
     lines.append(f"{target}: {len(tensors)} tensors, layout {layout}")
     lines += [f"  meta: {meta}"] if meta else []
     return "\n".join(lines)
@@ -209,7 +210,8 @@ def _refuse_rel_pos(found: Checkpoint, reader: str, *kinds: str) -> None:
         name = {"irpe": "iRPE", "decomposed": "decomposed relative positions"}[rel_pos]
         raise UserError(
             f"{found.path} was trained with {name}, which {reader} does not compute: without its "
-            "tables the features would be others"
+            "tables the features would be others. lomar_det.modeling has such backbones for "
+            "detectron2, lomar_pretrain.timm_models those with iRPE for timm"
         )
 
 

@@ -29,7 +29,7 @@ _KNOWN = re.compile(
 )
 _NUM_DIMS = {  # of all others: 1
     r"patch_embed\.proj\.weight$": 4,
-    r"lookup_table_weight$": 3,
+    r"lookup_table_weight$|^(pos_embed|cls_token)$": 3,
     r"rel_pos_[hw]$|(attn|mlp)\.\w+\.weight$": 2,
 }
 _REFUSED = {
@@ -180,12 +180,12 @@ def _check_known(found: Checkpoint) -> None:
                     f"{found.path} has {what} ({found.names[name]}), which our encoder does not "
                     "compute: its features would be others"
                 )
-        if name.startswith(("patch_embed.", "blocks.")):
-            if not _KNOWN.fullmatch(name):
-                raise UserError(
-                    f"{found.path} has {found.names[name]}, which is no part of our encoder: its "
-                    "features would be others"
-                )
+        if name.startswith(("patch_embed.", "blocks.")) and not _KNOWN.fullmatch(name):
+            raise UserError(
+                f"{found.path} has {found.names[name]}, which is no part of our encoder: its "
+                "features would be others"
+            )
+        if re.match(r"(patch_embed|blocks|pos_embed|cls_token|norm)(\.|$)", name):
             _check_values(found, name, value)
     if "blocks.0.mlp.fc1.weight" not in found.tensors:
         raise UserError(f"{found.path} is no ViT of a usual form: blocks.0.mlp.fc1 is missing")
@@ -252,8 +252,7 @@ def _arrange_positions(found: Checkpoint) -> None:
     value, source = found.tensors["pos_embed"], found.names["pos_embed"]
     # Before the patches: the class token and the others; it alone; nothing (timm's no_embed_class).
     for first in (1 + num_others, 1, 0):
-        if value.ndim == 3:
-            found.grid = _grid_of(value.shape[1] - first, found.meta)
+        found.grid = _grid_of(value.shape[1] - first, found.meta)
         if found.grid is not None:
             break
     else:

@@ -68,7 +68,7 @@ def _write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 def _write(data: Any, file: IO[bytes], suffix: str) -> None:
     if suffix == ".safetensors":  # its metadata is text by text
-        metadata = {"format": "pt", "meta": json.dumps(data["meta"])}
+        metadata = {"format": "pt", "meta": json.dumps(data.get("meta", {}))}
         file.write(safetensors.torch.save(data["model"], metadata))
     else:
         torch.save(data, file)

@@ -20,7 +20,7 @@ from torch import nn
 from ..data.setup import switch_masks_off
 from ..errors import UserError
 from ..modeling import add_lomar_config
-from .config import load_config
+from .config import CONFIGS, load_config
 from .launch import save_config
 
 # Setting of a LazyConfig -> setting in yacs. What the data decide about the model goes back.
@@ -235,7 +235,7 @@ def _check_effects(node: CfgNode, defaults: CfgNode) -> None:
 def _to_lazy(node: CfgNode) -> DictConfig:
     """The common LazyConfigs of a detection run, filled from a CfgNode."""
     data, run = (
-        LazyConfig.load(str(_common_configs() / name))
+        LazyConfig.load(str(CONFIGS / "common" / name))
         for name in ("detection_data.py", "detection_train.py")
     )
     cfg = OmegaConf.create({**data, **run}, flags={"allow_objects": True})
@@ -259,13 +259,6 @@ def _to_lazy(node: CfgNode) -> DictConfig:
     cfg.lr_multiplier.milestones = [step / node.SOLVER.MAX_ITER for step in steps]
     cfg.train.lr_batch_size = None
     return cfg
-
-
-def _common_configs() -> Path:
-    """``configs/common``: inside an installed package, beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "configs" / "common"
-    return inside if inside.is_dir() else package.parent / "configs" / "common"
 
 
 def _get(node: CfgNode, key: str):

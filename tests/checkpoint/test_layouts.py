@@ -181,9 +181,10 @@ def test_what_our_encoder_cannot_compute_is_refused(tmp_path, name, words):
     "change, words",
     [
         ({"pos_embed": torch.ones(1, 12, 24)}, "pos_embed of shape .1, 12, 24. is no square grid"),
-        ({"pos_embed": torch.ones(17, 24)}, "no square grid"),
+        ({"pos_embed": torch.ones(17, 24)}, "shape .17, 24., and 3 dimensions"),
         ({"blocks.0.ls1.gamma": torch.ones(7)}, "7 values for the 24 of blocks.0.attn.proj.weight"),
         ({"patch_embed.proj.weight": torch.ones(24, 768)}, "shape .24, 768., and 4 dimensions"),
+        ({"pos_embed": torch.full((1, 17, 24), torch.inf)}, "pos_embed holds NaN or infinite"),
         ({"blocks.0.mlp.fc1.weight": None}, "no ViT of a usual form"),
     ],
 )

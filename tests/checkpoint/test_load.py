@@ -214,6 +214,7 @@ def test_an_incomplete_encoder_fails(tmp_path, share, arrives):
         refuses(Detector(), tmp_path / "part.pth", f"tensors arrived, {names[0]} is the first")
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 @pytest.mark.parametrize(
     "value, words",
     [

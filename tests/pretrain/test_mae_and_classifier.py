@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from lomar_det.checkpoint import load_weights, save_backbone
 from lomar_det.layers import TokenGrid
+from lomar_det.modeling import LoMaRViT
 from lomar_pretrain import MAE, VisionTransformerClassifier
 
 SMALL = dict(img_size=32, patch_size=4, embed_dim=24, depth=2, num_heads=2)
@@ -52,6 +54,16 @@ def test_released_mae_layout_loads_strictly():
                 shapes[f"{b}{name}.bias"] = (factor * dim,)
     state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     model.load_state_dict(state, strict=True)
+
+
+def test_mae_with_irpe_goes_into_the_detector_as_lomar_does(tmp_path):
+    model = MAE(**(SMALL | DECODER), rel_pos=True, abs_pos=False)
+    torch.nn.init.normal_(model.blocks[1].attn.rpe_k.lookup_table_weight)
+    save_backbone(tmp_path / "b.pth", model.state_dict(), {})
+    backbone = LoMaRViT(**(SMALL | {"window_size": 3, "window_block_indexes": [0]}))
+    load_weights(backbone, tmp_path / "b.pth")
+    table = backbone.blocks[1].attn.rpe_k.lookup_table_weight
+    assert torch.equal(table, model.blocks[1].attn.rpe_k.lookup_table_weight[..., :49])
 
 
 def test_mae_encoder_does_not_depend_on_the_order_of_patches():
