@@ -42,6 +42,7 @@ def main(args: argparse.Namespace) -> dict:
         cfg = load_any_config(args.config_file, args.opts)
         refuse_contradictions(cfg)
         device = setup_run(cfg)
+        resolve_precision(cfg.train.precision, device)  # refuses what the device cannot do
         # The data is looked at after the loggers exist, so that what it decides is on record.
         configure_data(cfg, training=not args.eval_only)
         seed_everything(cfg.train.seed)
