@@ -324,3 +324,9 @@ def test_irpe_weights_need_irpe(drawn_set, tmp_path, rel_pos):
     settings = [f"model.backbone.net.rel_pos={rel_pos}", f"train.init_checkpoint={backbone}"]
     with pytest.raises(UserError, match="pretrained with iRPE.*rel_pos=irpe"):
         detect(drawn_set, tmp_path / "out", *settings)
+
+
+def test_a_precision_that_the_device_lacks_is_refused_before_data_is_read(tmp_path):
+    settings = ["train.precision=fp16", f"train.output_dir={tmp_path}"]
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
+        detection.main(tool_args(DETECT, *TINY_DETECTOR, *settings))

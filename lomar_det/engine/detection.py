@@ -67,8 +67,12 @@ def main(args: argparse.Namespace) -> dict:
         if backend is not None:
             require_backend(backend)  # now, not after hours of training
         device = setup_run(cfg)
+<<<<<<< HEAD
         if not args.eval_only:
             check_output_dir(cfg.train, args.resume)
+=======
+        resolve_precision(cfg.train.precision, device)  # refuses what the device cannot do
+>>>>>>> be5d60e3da31e532f34c5750c7bc7530d151bf00
         # The data is looked at after the loggers exist, so that what it decides is on record.
         configure_data(cfg, training=not args.eval_only)
         seed_everything(cfg.train.seed)

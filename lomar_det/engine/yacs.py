@@ -108,6 +108,7 @@ WITHOUT_EFFECT = {
 
 
 def is_yacs(path: str | Path) -> bool:
+    """Whether a config file is a yacs one, by its suffix."""
     return Path(path).suffix in (".yaml", ".yml")
 
 
