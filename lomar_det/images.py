@@ -22,7 +22,9 @@ def image_size(path: str | Path) -> tuple[int, int]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 width, height = image.size
-                swap = image.getexif().get(0x0112) in _TRANSPOSED
+                # Of a PNG that does not begin with it, Pillow would look for it in all pixels.
+                in_header = image.format != "PNG" or "exif" in image.info
+                swap = in_header and image.getexif().get(0x0112) in _TRANSPOSED
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
             f"{path} cannot be read as a picture ({type(error).__name__}: {error}); "
