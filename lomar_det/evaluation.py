@@ -1,6 +1,7 @@
 """COCO metrics: detectron2's evaluator, computed by pycocotools or, much faster, by hotcoco."""
 
 import importlib.util
+import warnings
 from unittest import mock
 
 from detectron2.evaluation import COCOEvaluator, coco_evaluation
@@ -68,7 +69,8 @@ class CocoEvaluator(COCOEvaluator):
         if self._hotcoco is None:
             return super()._eval_predictions(predictions, img_ids)
         replaced = {"COCOeval_opt": self._hotcoco, "COCOevalMaxDets": self._hotcoco}
-        with mock.patch.multiple(coco_evaluation, **replaced):
+        with mock.patch.multiple(coco_evaluation, **replaced), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="hotcoco: max_dets differ")  # as asked for
             super()._eval_predictions(predictions, img_ids)
 
     def _derive_coco_results(self, coco_eval, iou_type: str, class_names=None) -> dict:
