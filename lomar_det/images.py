@@ -57,8 +57,9 @@ def image_size(source: str | Path | ImageFile) -> tuple[int, int]:
     """
     with _opened(source, MAX_MEGAPIXELS) as image:
         width, height = image.size
-        swap = _orientation(image) >= 5 and image.format != "TIFF"  # there Pillow has done it
-        return (height, width) if swap else (width, height)
+        swap = _says_orientation(image) and _orientation(image) >= 5
+        # of a TIFF Pillow gives the size as it is after turning
+        return (height, width) if swap and image.format != "TIFF" else (width, height)
 
 
 def load_image(
@@ -88,8 +89,9 @@ def load_image(
             names it.
     """
     with _opened(source, max_megapixels) as image:
+        is_known = _says_orientation(image)
         image.load()
-        orientation = _orientation(image)
+        orientation = _orientation(image) if is_known else 1
         rgb = _to_rgb(image)
         return rgb if orientation == 1 else rgb.transpose(_TRANSPOSE[orientation])
 
@@ -128,6 +130,11 @@ def _opened(source: str | Path | ImageFile, max_megapixels: float | None) -> Ite
         ) from None
     finally:
         Image.MAX_IMAGE_PIXELS = before
+
+
+def _says_orientation(image: Image.Image) -> bool:
+    """Of a PNG that does not begin with its EXIF data, Pillow would look for it in all pixels."""
+    return image.format != "PNG" or "exif" in image.info
 
 
 def _orientation(image: Image.Image) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from detectron2.config import instantiate
 from detectron2.engine.hooks import EvalHook
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
@@ -20,7 +20,6 @@ from ..data import configure_data
 from ..data.classes import check_class_names, dataset_classes
 from ..data.setup import switch_masks_off
 from ..errors import UserError
-from ..evaluation import require_backend
 from ..settings import RUN_RULES, check_settings, number, one_of, pair, whole
 from ..stream import count_accumulation_steps, seed_everything
 from .best import BestModel
@@ -63,18 +62,13 @@ def main(args: argparse.Namespace) -> dict:
         cfg = load_any_config(args.config_file, args.opts)
         check_settings(cfg, _RULES)
         refuse_contradictions(cfg)
-        backend = (cfg.dataloader.get("evaluator") or {}).get("backend")
-        if backend is not None:
-            require_backend(backend)  # now, not after hours of training
         device = setup_run(cfg)
-<<<<<<< HEAD
+        resolve_precision(cfg.train.precision, device)  # refuses what the device cannot do
         if not args.eval_only:
             check_output_dir(cfg.train, args.resume)
-=======
-        resolve_precision(cfg.train.precision, device)  # refuses what the device cannot do
->>>>>>> be5d60e3da31e532f34c5750c7bc7530d151bf00
         # The data is looked at after the loggers exist, so that what it decides is on record.
         configure_data(cfg, training=not args.eval_only)
+        _build_evaluator(cfg)  # what is wrong with it shows now, not after hours of training
         seed_everything(cfg.train.seed)
         if args.eval_only:
             return evaluate_checkpoint(cfg, device)
@@ -110,18 +104,25 @@ def evaluate_checkpoint(cfg: DictConfig, device: torch.device) -> dict:
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> dict:
     """COCO metrics on ``cfg.dataloader.test``: printed, and written to ``metrics_test.json``."""
-    if cfg.dataloader.get("evaluator") is None:
+    evaluator = _build_evaluator(cfg)
+    if evaluator is None:
         logger.warning("dataloader.evaluator is null: nothing is evaluated")
         return {}
     device = torch.device(cfg.train.device)
-    cfg.dataloader.evaluator.output_dir = str(Path(cfg.train.output_dir, "inference"))
-    evaluator = instantiate(cfg.dataloader.evaluator)
     with autocast(device, resolve_precision(cfg.train.precision, device)):
-        results = inference_on_dataset(model, _instantiate_loader(cfg.dataloader.test), evaluator)
+        results = inference_on_dataset(model, _instantiate_data(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
         write_results(results, Path(cfg.train.output_dir, "metrics_test.json"))
     return results
+
+
+def _build_evaluator(cfg: DictConfig) -> DatasetEvaluator | None:
+    settings = cfg.dataloader.get("evaluator")
+    if settings is None:
+        return None
+    settings.output_dir = str(Path(cfg.train.output_dir, "inference"))
+    return _instantiate_data(settings)
 
 
 def write_results(results: dict, path: Path) -> None:
@@ -177,7 +178,7 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
     cfg.dataloader.train.seed = cfg.train.seed
     cfg.dataloader.train.start_iter = start_iter
     cfg.dataloader.train.accumulation_steps = accumulation_steps
-    trainer.data_loader = _instantiate_loader(cfg.dataloader.train)
+    trainer.data_loader = _instantiate_data(cfg.dataloader.train)
     if not resume:
         delete_old_run(cfg.train)
     save_run_config(full_config)
@@ -198,7 +199,7 @@ def _init_weights(cfg: DictConfig, model: nn.Module) -> None:
         )
 
 
-def _instantiate_loader(cfg: DictConfig):
+def _instantiate_data(cfg: DictConfig):
     try:
         return instantiate(cfg)
     except FileNotFoundError as error:
