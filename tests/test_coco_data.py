@@ -165,7 +165,7 @@ def remove_objects_of(images):
 @pytest.mark.parametrize("masks", ["", "model.roi_heads.mask_head=null"])
 def test_pictures_without_objects_are_trained_on_if_asked_for(drawn_set, masks):
     edit(drawn_set[0], remove_objects_of([0, 1]))
-    epochs = ["train.epochs=1", "dataloader.train.total_batch_size=1"]
+    epochs = ["train.max_iter=null", "train.epochs=1", "dataloader.train.total_batch_size=1"]
     assert configured(drawn_set, *epochs).train.max_iter == 4
     settings = [*TINY_DETECTOR, *epochs, *([masks] if masks else []), "data.filter_empty=False"]
     cfg = configured(drawn_set, *settings)

@@ -222,7 +222,7 @@ def test_a_detector_is_evaluated_on_its_own_classes_only(drawn_set, tmp_path):
     out = tmp_path / "out"
     detection.main(tool_args(DETECT, *base, f"train.output_dir={out}", "train.max_iter=1"))
     weights = out / "model_final.pth"
-    assert load_plain(weights)["meta"] == {"class_names": ["disc", "square"]}
+    assert load_plain(weights)["meta"] == {"classes": ["disc", "square"]}
 
     def evaluate(change):
         data = json.loads(annotations.read_text())
