@@ -1,6 +1,8 @@
-"""Opening pictures of all kinds, the same way in both stages. Works without detectron2."""
+"""Finding and opening pictures of all kinds, the same way everywhere. Works without detectron2."""
 
+import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,41 @@ from PIL import Image, ImageOps
 
 from .errors import UserError
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+
+
+def find_images(paths: str | Path | Iterable[str | Path], setting: str = "data.path") -> list[Path]:
+    """All pictures in one or several folders, recursively, sorted; single files are taken as given.
+
+    Args:
+        paths: Files and folders.
+        setting: What the user gave them as, for messages.
+
+    Raises:
+        UserError: a path does not exist, or nothing in it is a picture.
+    """
+    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    found: list[Path] = []
+    for path in (Path(path).expanduser() for path in paths):
+        if path.is_file():
+            found.append(path)
+            continue
+        if not path.is_dir():
+            raise UserError(f"the image folder {path} does not exist; set {setting} to your images")
+        inside = [
+            Path(folder, name)
+            for folder, _, names in os.walk(path, followlinks=True)
+            for name in names
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+        ]
+        if not inside:
+            raise UserError(
+                f"the folder {path} has no pictures ({', '.join(IMAGE_SUFFIXES)}), also not in "
+                f"its subfolders; set {setting} to your images"
+            )
+        found += sorted(inside)
+    return found
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

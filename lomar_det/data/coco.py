@@ -69,7 +69,7 @@ def read_coco_summary(
     if not images.is_dir():
         raise UserError(f"the image folder {images} does not exist; set data.*.images to it")
     _check_images(data, annotations, images)
-    categories = sorted(data["categories"], key=lambda category: category["id"])
+    categories = _sorted_categories(data)
     objects = [a for a in data["annotations"] if not a.get("iscrowd", 0)]
     _check_references(data, objects, annotations)
     _check_boxes(data, objects, annotations)
@@ -89,6 +89,15 @@ def read_coco_summary(
         num_masks=sum(map(bool, segmentations)),
         has_rle=any(isinstance(s, dict) for s in segmentations),
     )
+
+
+def read_categories(annotations: str | Path) -> list[dict]:
+    """The categories of an annotation file, ``id`` and ``name``, in the order of the classes."""
+    return _sorted_categories(_read_json(Path(annotations).expanduser()))
+
+
+def _sorted_categories(data: dict) -> list[dict]:
+    return sorted(data["categories"], key=lambda category: category["id"])
 
 
 def _read_json(path: Path) -> dict:

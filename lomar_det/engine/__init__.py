@@ -6,7 +6,14 @@ require_detectron2()
 
 from .checkpointer import Checkpointer, load_plain, save_atomically
 from .hooks import StopOnSignal, standard_hooks
-from .launch import add_run_arguments, pick_device, run_tool, save_config, setup_run
+from .launch import (
+    add_config_arguments,
+    add_run_arguments,
+    pick_device,
+    run_tool,
+    save_config,
+    setup_run,
+)
 from .precision import autocast, resolve_precision
 from .schedules import step_schedule, warmup_cosine_schedule
 from .trainer import Trainer, wrap_ddp
@@ -15,6 +22,7 @@ __all__ = [
     "Checkpointer",
     "StopOnSignal",
     "Trainer",
+    "add_config_arguments",
     "add_run_arguments",
     "autocast",
     "load_plain",

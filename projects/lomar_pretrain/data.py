@@ -3,8 +3,7 @@
 Works without detectron2.
 """
 
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,42 +11,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from lomar_det.errors import UserError
+from lomar_det.images import find_images as find_images  # for users of this module
 from lomar_det.images import load_image
 from lomar_det.layers import to_pair
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
-    """All pictures in one or several folders, recursively, sorted; single files are taken as given.
-
-    Raises:
-        UserError: a path does not exist, or nothing in it is a picture.
-    """
-    paths = [paths] if isinstance(paths, str | Path) else list(paths)
-    found: list[Path] = []
-    for path in (Path(path).expanduser() for path in paths):
-        if path.is_file():
-            found.append(path)
-            continue
-        if not path.is_dir():
-            raise UserError(f"the image folder {path} does not exist; set data.path to your images")
-        inside = [
-            Path(folder, name)
-            for folder, _, names in os.walk(path, followlinks=True)
-            for name in names
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-        ]
-        if not inside:
-            raise UserError(
-                f"the folder {path} has no pictures ({', '.join(IMAGE_SUFFIXES)}), also not in "
-                "its subfolders; set data.path to your images"
-            )
-        found += sorted(inside)
-    return found
 
 
 def normalize(image: Image.Image) -> Tensor:
