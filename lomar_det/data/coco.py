@@ -59,7 +59,7 @@ class CocoSummary:
 
 def summarize_coco(data: dict, annotations: Path, images: Path) -> CocoSummary:
     """The summary of a COCO file whose entries are complete."""
-    categories = sorted(data["categories"], key=lambda category: category["id"])
+    categories = _sorted_categories(data)
     objects = [a for a in data["annotations"] if not a.get("iscrowd", 0)]
     per_image = Counter(a["image_id"] for a in objects)
     per_class = Counter(a["category_id"] for a in objects)
@@ -78,6 +78,27 @@ def summarize_coco(data: dict, annotations: Path, images: Path) -> CocoSummary:
         num_masks=sum(map(bool, segmentations)),
         has_rle=any(isinstance(s, dict) for s in segmentations),
     )
+
+
+def read_categories(annotations: str | Path) -> list[dict]:
+    """The categories of an annotation file, ``id`` and ``name``, in the order of the classes.
+
+    Raises:
+        UserError: the file cannot be read, or lists no categories.
+    """
+    try:
+        categories = _sorted_categories(
+            json.loads(Path(annotations).expanduser().read_text("utf-8"))
+        )
+        return [{"id": category["id"], "name": str(category["name"])} for category in categories]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{annotations} has no categories in COCO format ({type(error).__name__}: {error})"
+        ) from None
+
+
+def _sorted_categories(data: dict) -> list[dict]:
+    return sorted(data["categories"], key=lambda category: category["id"])
 
 
 def merge_summaries(summaries: list[CocoSummary]) -> CocoSummary:

@@ -13,7 +13,14 @@ from .checkpointer import (
     save_atomically,
 )
 from .hooks import StopOnDivergence, StopOnSignal, standard_hooks
-from .launch import add_run_arguments, pick_device, run_tool, save_config, setup_run
+from .launch import (
+    add_config_arguments,
+    add_run_arguments,
+    pick_device,
+    run_tool,
+    save_config,
+    setup_run,
+)
 from .precision import autocast, resolve_precision
 from .schedules import check_warmup, plan_epochs, step_schedule, warmup_cosine_schedule
 from .trainer import Trainer, build_trainer, wrap_ddp
@@ -24,6 +31,7 @@ __all__ = [
     "StopOnDivergence",
     "StopOnSignal",
     "Trainer",
+    "add_config_arguments",
     "add_run_arguments",
     "autocast",
     "build_trainer",

@@ -15,11 +15,11 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
-from ..checkpoint import load_weights, read_state_dict
+from ..checkpoint import load_weights
 from ..data import configure_data
-from ..data.classes import check_class_names, dataset_classes
-from ..data.setup import switch_masks_off
+from ..data.classes import dataset_classes
 from ..errors import UserError
+from ..inference import load_detector
 from ..settings import RUN_RULES, check_settings, number, one_of, pair, whole
 from ..stream import count_accumulation_steps, seed_everything
 from .best import BestModel
@@ -80,26 +80,8 @@ def evaluate_checkpoint(cfg: DictConfig, device: torch.device) -> dict:
     if not cfg.train.init_checkpoint:
         raise UserError("--eval-only needs weights: train.init_checkpoint=FILE")
     save_run_config(cfg, "config_eval.yaml")
-    names, meta = read_state_dict(cfg.train.init_checkpoint)
-    given = dataset_classes(cfg.dataloader.test.dataset)
-    check_class_names(meta.get("classes"), given, cfg.train.init_checkpoint)
-    if not any("mask_head" in name for name in names) and any("roi_heads" in n for n in names):
-        switch_masks_off(cfg)  # it was trained on boxes only
-    model = build_model(cfg).to(device)
-    report = load_weights(model, cfg.train.init_checkpoint)
-    missing = [name for name in report.initialised if not name.startswith("pixel_")]
-    reshaped = [f"{name}, {why}" for name, why in report.dropped.items() if "shape" in why]
-    if reshaped:
-        raise UserError(
-            f"{cfg.train.init_checkpoint} is a detector for other classes: {reshaped[0]}; "
-            "data.val.annotations must list the categories it was trained on"
-        )
-    if missing:
-        raise UserError(
-            f"{cfg.train.init_checkpoint} is not a checkpoint of the whole detector: "
-            f"{len(missing)} tensors are missing, first {missing[0]}"
-        )
-    return evaluate(cfg, model)
+    classes = dataset_classes(cfg.dataloader.test.dataset)
+    return evaluate(cfg, load_detector(cfg, device, classes))
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> dict:

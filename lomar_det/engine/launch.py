@@ -27,6 +27,13 @@ from .hooks import StopOnSignal
 logger = logging.getLogger(__name__)
 
 
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """A config file and overrides, for tools that run in one process."""
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="a config")
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="override config settings")
+    parser.set_defaults(num_gpus=1, num_machines=1)
+
+
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """detectron2's usual options, for tools that train."""
     parser.epilog = (
@@ -34,13 +41,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "stopped by a signal, after writing a checkpoint for --resume: 143 SIGTERM, 138 SIGUSR1, "
         "130 Ctrl-C"
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="a config")
+    add_config_arguments(parser)
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine")
     parser.add_argument("--num-machines", type=int, default=1)
     parser.add_argument("--machine-rank", type=int, default=0)
     parser.add_argument("--dist-url", default="auto", help="for several machines: tcp://HOST:PORT")
-    parser.add_argument("opts", nargs="*", metavar="key=value", help="override settings")
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -11,9 +11,8 @@ from pathlib import Path
 from torchvision.datasets import ImageFolder
 
 from lomar_det.errors import UserError
+from lomar_det.image_files import is_image_name
 from lomar_det.images import load_image
-
-from .shards import is_image_name
 
 logger = logging.getLogger(__name__)
 

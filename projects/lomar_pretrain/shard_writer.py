@@ -12,11 +12,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from lomar_det.errors import UserError
+from lomar_det.image_files import IMAGE_SUFFIXES
 from lomar_det.images import MAX_MEGAPIXELS, UnreadableImageError, load_image
 from lomar_det.stream import quiet_worker
 
 from .bad_images import BadImageFile
-from .shards import IMAGE_SUFFIXES, ShardImage
+from .shards import ShardImage
 from .sources import ImageList, find_images
 
 logger = logging.getLogger(__name__)

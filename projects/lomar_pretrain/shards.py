@@ -16,16 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from lomar_det.errors import UserError
+from lomar_det.image_files import is_image_name
 
 logger = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
-
-
-def is_image_name(path: str) -> bool:
-    """Whether the name is that of a picture: by its suffix, and not a hidden file's."""
-    name = os.path.basename(path)
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from lomar_det.errors import UserError
+from lomar_det.image_files import IMAGE_SUFFIXES, is_image_name, walk_files
 
-from .shards import (
-    IMAGE_SUFFIXES,
-    PackedStrings,
-    Shard,
-    ShardImage,
-    is_image_name,
-    permute_by_shards,
-)
+from .shards import PackedStrings, Shard, ShardImage, permute_by_shards
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +127,7 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def _search_folder(folder: str) -> list[str]:
-    found = _counted(_walk(folder), f"files in {folder} seen")
+    found = _counted(walk_files(folder), f"files in {folder} seen")
     pictures, shards = [], []
     for path in found:
         if is_image_name(path):
@@ -156,28 +150,6 @@ def _search_folder(folder: str) -> list[str]:
         )
     # as paths are sorted: a folder's files stay together
     return sorted(pictures or shards, key=lambda path: path.split(os.sep))
-
-
-def _walk(folder: str) -> Iterator[str]:
-    """All files below a folder; each folder once, whichever links lead to it or back to it."""
-    waiting, known = [folder], set()
-    while waiting:
-        folder = waiting.pop()
-        try:
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in known:
-                continue
-            known.add((status.st_dev, status.st_ino))
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name, reverse=True)
-        except OSError as error:
-            logger.warning("The folder %s is left out, it cannot be searched: %s", folder, error)
-            continue
-        for entry in entries:
-            is_link = entry.is_symlink()  # known without asking the file system again
-            if os.path.isdir(entry.path) if is_link else entry.is_dir():
-                waiting.append(entry.path)
-            elif is_link or entry.is_file():  # a dangling link is found to be so when it is opened
-                yield entry.path
 
 
 def _read_list(path: str) -> list[str]:
