@@ -16,7 +16,7 @@ from lomar_det.images import UnreadableImageError, image_size, load_image
 from lomar_det.stream import SeededDataset, stream_loader
 from lomar_pretrain import engine as pretraining
 from lomar_pretrain.bad_images import BadImageFile, ReplaceUnreadable, collate_images
-from lomar_pretrain.data import PretrainTransform, pick_readable
+from lomar_pretrain.data import PretrainTransform
 from lomar_pretrain.shard_writer import write_shards
 from lomar_pretrain.sources import ImageList, find_images
 
@@ -190,11 +190,3 @@ def test_the_list_goes_on_and_names_stay_in_their_lines(tmp_path):
     assert BadImageFile(path, resume=True).add([(odd, "a"), ("y", "b")]) == [("y", "b")]
     assert path.read_bytes() == b"new\\nline\\tcaf\xe9.png\ta\nx\tb\ny\tb\n"
     assert len(BadImageFile(path)) == 0 and not path.exists()
-
-
-def test_pictures_for_the_sheet_are_readable_ones(tmp_path):
-    images = find_images(folder_of(tmp_path / "images", 7, 4))
-    picked = pick_readable(images, 4)
-    assert len(picked) >= 3 and all(load_image(path) for path in picked)
-    (tmp_path / "empty.png").touch()
-    assert pick_readable(find_images(tmp_path / "empty.png"), 4) == []
