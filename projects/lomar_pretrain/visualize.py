@@ -23,12 +23,14 @@ def visualize(args: argparse.Namespace) -> Path:
     Raises:
         UserError: anything the user can mend.
     """
-    from lomar_det.engine import pick_device  # both need detectron2
+    from lomar_det.engine import pick_device  # both imports need detectron2
 
     from .checkpoint import load_pretrained
 
     if not 1 <= args.num_images <= MAX_IMAGES:
         raise UserError(f"--num-images {args.num_images} must be 1 to {MAX_IMAGES}")
+    if args.mask_ratio is not None and not 0 < args.mask_ratio < 1:
+        raise UserError(f"--mask-ratio {args.mask_ratio} must lie between 0 and 1")
     output = output_file(args.output)
     paths = expand_inputs(args.input)
     norm_pix_loss = False if args.raw_pixels else None
