@@ -93,6 +93,7 @@ def test_pretraining_stops_and_resumes_bit_for_bit(drawn_set, tmp_path, sigterm_
     """In the middle of an epoch, with accumulated gradients and averaged weights."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     settings = ["train.epochs=6", "train.accumulation_steps=2", "train.ema_decay=0.9"]
+    settings.append("train.picture_epochs=0")
     with pytest.raises(SystemExit) as stop:
         pretrain(drawn_set[1], cut, *settings)
     assert stop.value.code == 143 and not (cut / "backbone_final.pth").exists()
@@ -237,12 +238,12 @@ def test_resume_with_another_model_is_refused_and_changes_nothing(drawn_set, tmp
 
 
 def test_a_finished_run_is_left_as_it_is(drawn_set, tmp_path):
-    out = tmp_path / "out"
-    backbone = pretrain(drawn_set[1], out, "train.epochs=2")
+    out, settings = tmp_path / "out", ["train.epochs=2", "train.picture_epochs=0"]
+    backbone = pretrain(drawn_set[1], out, *settings)
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     with pytest.raises(UserError, match="holds a run already.*--resume.*train.overwrite=True"):
-        pretrain(drawn_set[1], out, "train.epochs=2")
-    assert pretrain(drawn_set[1], out, "train.epochs=2", resume=True) == backbone
+        pretrain(drawn_set[1], out, *settings)
+    assert pretrain(drawn_set[1], out, *settings, resume=True) == backbone
     assert "This run is finished: all 2 of 2 iterations" in (out / "log.txt").read_text()
     after = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     assert {name for name in after if after[name] != before.get(name)} <= {
@@ -251,9 +252,9 @@ def test_a_finished_run_is_left_as_it_is(drawn_set, tmp_path):
     }
     # killed before the backbone was written
     backbone.unlink()
-    assert pretrain(drawn_set[1], out, "train.epochs=2", resume=True).is_file()
+    assert pretrain(drawn_set[1], out, *settings, resume=True).is_file()
     # and now for good
-    pretrain(drawn_set[1], out, "train.epochs=3", "train.overwrite=True")
+    pretrain(drawn_set[1], out, *settings, "train.epochs=3", "train.overwrite=True")
     assert read_losses(out).keys() == {0, 1, 2}
 
 

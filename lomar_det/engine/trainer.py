@@ -193,7 +193,7 @@ class Trainer(SimpleTrainer):
         parameters = list(self.model.parameters())
         if self.clip_grad_norm:
             return nn.utils.clip_grad_norm_(parameters, self.clip_grad_norm)
-        return nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+        return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
     def _agree(self, losses: dict[str, Tensor], norm: Tensor, data_time: float) -> "_Outcome":
         """Averages over all processes, and everybody's data time; one small message a step."""
