@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +126,9 @@ def tool_environment() -> dict[str, str]:
     """For subprocesses: the checkout's packages, also where they are not installed."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "projects"), os.environ.get("PYTHONPATH", "")])
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]

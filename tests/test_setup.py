@@ -53,12 +53,14 @@ def test_every_package_is_installed(definition):
         for init in (ROOT / folder).rglob("__init__.py"):
             inner = init.parent.relative_to(ROOT / folder).parts
             expected.add(".".join((name, *inner)))
-    # what a yaml config is completed from, which has no __init__.py
-    expected |= {"lomar_det.configs.common", "lomar_det.configs.common.models"}
+    expected.add("lomar_det.configs")
+    for config in (ROOT / "configs").rglob("*.py"):  # recipes: folders without __init__.py
+        inner = config.parent.relative_to(ROOT / "configs").parts
+        expected.add(".".join(("lomar_det.configs", *inner)))
     assert set(definition["packages"]) == expected
     assert definition["package_dir"] == {
         "lomar_pretrain": "projects/lomar_pretrain",
-        "lomar_det.configs.common": "configs/common",
+        "lomar_det.configs": "configs",
     }
 
 

@@ -17,10 +17,14 @@ from torch import nn
 
 from ..checkpoint import load_weights, read_state_dict
 from ..data import configure_data
+from ..data.classes import check_class_names, dataset_classes
 from ..data.setup import switch_masks_off
 from ..errors import UserError
-from ..stream import seed_everything
-from .checkpointer import Checkpointer
+from ..evaluation import require_backend
+from ..settings import RUN_RULES, check_settings, number, one_of, pair, whole
+from ..stream import count_accumulation_steps, seed_everything
+from .best import BestModel
+from .checkpointer import Checkpointer, check_output_dir, delete_old_run
 from .config import build_model
 from .contradictions import refuse_contradictions
 from .hooks import standard_hooks
@@ -31,6 +35,23 @@ from .yacs import load_any_config, save_run_config, worded_for
 
 logger = logging.getLogger(__name__)
 
+_RULES = RUN_RULES | {
+    "train.max_iter": whole(1) | one_of(None),
+    "train.epochs": number("(0, inf)") | one_of(None),
+    "train.eval_period": whole(0),
+    "train.checkpointer.period": whole(1),
+    "train.checkpointer.max_to_keep": whole(1) | one_of(None),
+    "train.checkpointer.milestone_period": whole(1) | one_of(None),
+    "data.image_size": whole(1),
+    "optimizer.lr": number("(0, inf)"),
+    "optimizer.weight_decay": number("[0, inf)"),
+    "optimizer.betas": pair(number("[0, 1)")),
+    "lr_multiplier.warmup_iters": whole(0),
+    "dataloader.train.total_batch_size": whole(1),
+    "dataloader.train.num_workers": whole(0),
+    "dataloader.test.num_workers": whole(0),
+}
+
 
 def main(args: argparse.Namespace) -> dict:
     """Trains or, with ``--eval-only``, evaluates; returns the last COCO results.
@@ -40,9 +61,15 @@ def main(args: argparse.Namespace) -> dict:
     """
     with worded_for(args.config_file):
         cfg = load_any_config(args.config_file, args.opts)
+        check_settings(cfg, _RULES)
         refuse_contradictions(cfg)
+        backend = (cfg.dataloader.get("evaluator") or {}).get("backend")
+        if backend is not None:
+            require_backend(backend)  # now, not after hours of training
         device = setup_run(cfg)
         resolve_precision(cfg.train.precision, device)  # refuses what the device cannot do
+        if not args.eval_only:
+            check_output_dir(cfg.train, args.resume)
         # The data is looked at after the loggers exist, so that what it decides is on record.
         configure_data(cfg, training=not args.eval_only)
         seed_everything(cfg.train.seed)
@@ -56,7 +83,9 @@ def evaluate_checkpoint(cfg: DictConfig, device: torch.device) -> dict:
     if not cfg.train.init_checkpoint:
         raise UserError("--eval-only needs weights: train.init_checkpoint=FILE")
     save_run_config(cfg, "config_eval.yaml")
-    names = read_state_dict(cfg.train.init_checkpoint)[0]
+    names, meta = read_state_dict(cfg.train.init_checkpoint)
+    given = dataset_classes(cfg.dataloader.test.dataset)
+    check_class_names(meta.get("classes"), given, cfg.train.init_checkpoint)
     if not any("mask_head" in name for name in names) and any("roi_heads" in n for n in names):
         switch_masks_off(cfg)  # it was trained on boxes only
     model = build_model(cfg).to(device)
@@ -103,27 +132,34 @@ def write_results(results: dict, path: Path) -> None:
 
 def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool) -> dict:
     """The training run of a config; returns the COCO results of the last evaluation."""
-    if not isinstance(cfg.train.max_iter, int) or cfg.train.max_iter < 1:
-        raise UserError(f"train.max_iter={cfg.train.max_iter} must be a whole number, at least 1")
     full_config = copy.deepcopy(cfg)  # before live objects enter it
+    accumulation_steps = count_accumulation_steps(
+        cfg.dataloader.train.total_batch_size,
+        cfg.train.max_batch_per_gpu,
+        cfg.train.accumulation_steps,
+    )
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
     model = wrap_ddp(model, cfg.train.ddp, device)
-    checkpointer = Checkpointer(model, cfg.train.output_dir)
     trainer = Trainer(
         model,
         data_loader=None,
         optimizer=optimizer,
         device=device,
         dtype=resolve_precision(cfg.train.precision, device),
-        accumulation_steps=cfg.train.accumulation_steps,
+        accumulation_steps=accumulation_steps,
         clip_grad_norm=cfg.train.clip_grad_norm,
+        ema_decay=cfg.train.ema_decay,
+        gather_metric_period=cfg.train.log_period,
     )
-    checkpointer.add_checkpointable("trainer", trainer)
+    meta = {"classes": dataset_classes(cfg.dataloader.train.dataset)}
+    checkpointer = Checkpointer(model, cfg.train.output_dir, meta=meta, trainer=trainer)
+    best = BestModel(checkpointer, cfg.train.checkpointer.best_metric)
     results: dict = {}
 
     def evaluate_and_keep() -> dict:
-        results.update(evaluate(cfg, model))
+        results.update(evaluate(cfg, trainer.eval_model))
+        best.update(results, trainer.eval_model, min(trainer.iter + 1, cfg.train.max_iter))
         return results
 
     trainer.register_hooks(
@@ -135,27 +171,26 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
             cfg.dataloader.train.total_batch_size,
             cfg.train.checkpointer.period,
             cfg.train.checkpointer.max_to_keep,
-            EvalHook(cfg.train.eval_period, evaluate_and_keep),
+            cfg.train.checkpointer.milestone_period,
+            [EvalHook(cfg.train.eval_period, evaluate_and_keep)],
         )
     )
 
     start_iter = 0
     if resume:
-        checkpointer.resume()
-        start_iter = trainer.iter + 1
+        start_iter = checkpointer.resume(cfg.train.max_iter)
+        if start_iter == cfg.train.max_iter:  # it may have been killed in its last evaluation
+            return evaluate_and_keep()
     elif cfg.train.init_checkpoint:
-        report = load_weights(getattr(model, "module", model), cfg.train.init_checkpoint)
-        if any(name.endswith("lookup_table_weight") for name in report.dropped):
-            raise UserError(
-                f"{cfg.train.init_checkpoint} was pretrained with iRPE, and the model has no place "
-                "for its tables: set model.backbone.net.rel_pos=irpe and use_abs_pos=False"
-            )
+        load_weights(getattr(model, "module", model), cfg.train.init_checkpoint)
     else:
         logger.warning("train.init_checkpoint is empty: training from random weights")
     cfg.dataloader.train.seed = cfg.train.seed
     cfg.dataloader.train.start_iter = start_iter
-    cfg.dataloader.train.accumulation_steps = cfg.train.accumulation_steps
+    cfg.dataloader.train.accumulation_steps = accumulation_steps
     trainer.data_loader = _instantiate_loader(cfg.dataloader.train)
+    if not resume:
+        delete_old_run(cfg.train)
     save_run_config(full_config)
     trainer.train(start_iter, cfg.train.max_iter)
     return results

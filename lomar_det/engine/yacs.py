@@ -20,7 +20,7 @@ from torch import nn
 from ..data.setup import switch_masks_off
 from ..errors import UserError
 from ..modeling import add_lomar_config
-from .config import load_config
+from .config import CONFIGS, load_config
 from .launch import save_config
 
 # Setting of a LazyConfig -> setting in yacs. What the data decide about the model goes back.
@@ -40,7 +40,7 @@ SETTINGS = {
     "data.val.annotations": "DATASETS.TEST_JSON_FILE",
     "data.val.images": "DATASETS.TEST_IMAGE_ROOT",
     "dataloader.train.dataset.names": "DATASETS.TRAIN",
-    "dataloader.train.dataset.filter_empty": "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
+    "data.filter_empty": "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
     "dataloader.train.mapper.instance_mask_format": "INPUT.MASK_FORMAT",
     "dataloader.train.mapper.image_format": "INPUT.FORMAT",
     "dataloader.train.total_batch_size": "SOLVER.IMS_PER_BATCH",
@@ -59,8 +59,12 @@ SETTINGS = {
     "train.device": "MODEL.DEVICE",
     "train.precision": "SOLVER.AMP.PRECISION",
     "train.accumulation_steps": "SOLVER.ACCUMULATION_STEPS",
+    "train.max_batch_per_gpu": "SOLVER.MAX_IMS_PER_GPU",
+    "train.ema_decay": "SOLVER.EMA_DECAY",
     "train.seed": "SEED",
+    "train.overwrite": "OVERWRITE",
     "train.checkpointer.period": "SOLVER.CHECKPOINT_PERIOD",
+    "train.checkpointer.best_metric": "TEST.BEST_METRIC",
     "train.eval_period": "TEST.EVAL_PERIOD",
 }
 
@@ -236,7 +240,7 @@ def _check_effects(node: CfgNode, defaults: CfgNode) -> None:
 def _to_lazy(node: CfgNode) -> DictConfig:
     """The common LazyConfigs of a detection run, filled from a CfgNode."""
     data, run = (
-        LazyConfig.load(str(_common_configs() / name))
+        LazyConfig.load(str(CONFIGS / "common" / name))
         for name in ("detection_data.py", "detection_train.py")
     )
     cfg = OmegaConf.create({**data, **run}, flags={"allow_objects": True})
@@ -252,6 +256,8 @@ def _to_lazy(node: CfgNode) -> DictConfig:
         cfg.dataloader.evaluator.max_dets_per_image = node.TEST.DETECTIONS_PER_IMAGE
     if not node.MODEL.MASK_ON:
         switch_masks_off(cfg)
+    if node.SOLVER.ACCUMULATION_STEPS is None:
+        cfg.train.accumulation_steps = "auto"
     if not node.SOLVER.AMP.ENABLED:
         cfg.train.precision = "fp32"
     if node.SOLVER.CLIP_GRADIENTS.ENABLED:
@@ -260,13 +266,6 @@ def _to_lazy(node: CfgNode) -> DictConfig:
     cfg.lr_multiplier.milestones = [step / node.SOLVER.MAX_ITER for step in steps]
     cfg.train.lr_batch_size = None
     return cfg
-
-
-def _common_configs() -> Path:
-    """``configs/common``: inside an installed package, beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "configs" / "common"
-    return inside if inside.is_dir() else package.parent / "configs" / "common"
 
 
 def _get(node: CfgNode, key: str):

@@ -1,11 +1,9 @@
 """Image classification with a pretrained encoder (design of the paper's fine-tuning).
 
-Shapes: B images, H x W patch grid, C embed_dim.
+Shapes: B images, C embed_dim.
 """
 
 from torch import Tensor, nn
-
-from lomar_det.layers import TokenGrid, grid_size
 
 from .encoder import VisionTransformerEncoder
 
@@ -47,7 +45,7 @@ class VisionTransformerClassifier(VisionTransformerEncoder):
             drop_path_rate=drop_path_rate,
             attention_backend=attention_backend,
         )
-        self.norm = nn.Identity()
+        self.norm = nn.Identity()  # `fc_norm` after pooling takes its place
         self.fc_norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head = nn.Linear(embed_dim, num_classes)
         self.init_weights()
@@ -55,13 +53,18 @@ class VisionTransformerClassifier(VisionTransformerEncoder):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, 3, height, width) -> pooled features after ``fc_norm``: (B, C)."""
-        H, W = grid_size(images.shape[2:], self.patch_size)
-        x = self.patch_embed(images)
-        if self.abs_pos:
-            x = x + self.patch_positions((H, W))
-        x = self.forward_blocks(self.with_cls_token(x), TokenGrid(H, W, cls_token=True))
-        return self.fc_norm(x[:, 1:].mean(dim=1))
+        return self.fc_norm(self.patch_features(images).mean(dim=1))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, height, width) -> logits (B, num_classes)."""
         return self.head(self.forward_features(images))
+
+    def no_weight_decay(self) -> set[str]:
+        """timm's question to a model; biases and norms it spares by itself."""
+        tables = (f"blocks.{i}.attn.rpe_k.lookup_table_weight" for i in range(len(self.blocks)))
+        return {"cls_token", "pos_embed", *tables}
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """How timm numbers layers, for layer-wise learning rates: stem, blocks, head."""
+        blocks = r"^blocks" if coarse else r"^blocks\.(\d+)"
+        return {"stem": r"^cls_token|pos_embed|patch_embed", "blocks": blocks}

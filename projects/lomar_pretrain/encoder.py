@@ -17,6 +17,19 @@ from lomar_det.layers import (
     sincos_pos_embed,
     to_pair,
 )
+from lomar_det.settings import FLAG, check_settings, number, pair, whole
+
+_RULES = {
+    "img_size": whole(1) | pair(whole(1)),
+    "patch_size": whole(1),
+    "embed_dim": whole(1),
+    "depth": whole(1),
+    "num_heads": whole(1),
+    "mlp_ratio": number("(0, inf)"),
+    "rel_pos": FLAG,
+    "abs_pos": FLAG,
+    "drop_path_rate": number("[0, 1)"),
+}
 
 
 class VisionTransformerEncoder(nn.Module):
@@ -30,6 +43,9 @@ class VisionTransformerEncoder(nn.Module):
         abs_pos: Fixed sine-cosine positions added to the patches.
         drop_path_rate: Stochastic depth of the last block.
         attention_backend: See `lomar_det.layers.rpe_attention`.
+
+    Raises:
+        ValueError: an impossible setting, sizes that do not fit each other, or no positions.
     """
 
     def __init__(
@@ -46,6 +62,12 @@ class VisionTransformerEncoder(nn.Module):
         attention_backend: str = "auto",
     ):
         super().__init__()
+        check_settings(locals(), _RULES)
+        if not (rel_pos or abs_pos):
+            raise ValueError(
+                "rel_pos and abs_pos are both False: without positions all masked patches look the "
+                "same to the model; set one of them"
+            )
         self.img_size = to_pair(img_size)
         self.patch_size = patch_size
         self.grid = grid_size(img_size, patch_size)
@@ -65,7 +87,7 @@ class VisionTransformerEncoder(nn.Module):
         if abs_pos:
             positions = sincos_pos_embed(embed_dim, self.grid)
             self.pos_embed = nn.Parameter(positions, requires_grad=False)
-        drop_path = torch.linspace(0, drop_path_rate, depth).tolist()
+        drop_path = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             Block(
                 embed_dim,
@@ -100,11 +122,24 @@ class VisionTransformerEncoder(nn.Module):
             cls = cls + self.pos_embed[:, :1]
         return torch.cat([cls.expand(x.shape[0], -1, -1), x], dim=1)
 
+    def embed_image(self, images: Tensor) -> tuple[Tensor, TokenGrid]:
+        """All patches of (B, 3, height, width), with positions and class token: (B, N, C)."""
+        H, W = grid_size(images.shape[2:], self.patch_size)
+        x = self.patch_embed(images)
+        if self.abs_pos:
+            x = x + self.patch_positions((H, W))
+        return self.with_cls_token(x), TokenGrid(H, W, cls_token=True)
+
     def forward_blocks(self, x: Tensor, grid: TokenGrid, buckets: Tensor | None = None) -> Tensor:
         """(B, N, C) through all blocks, before the final norm."""
         for block in self.blocks:
             x = block(x, grid, buckets)
         return x
+
+    def patch_features(self, images: Tensor) -> Tensor:
+        """Whole images (B, 3, height, width) -> patch tokens after the final norm (B, H * W, C)."""
+        x = self.forward_blocks(*self.embed_image(images))
+        return self.norm(x)[:, 1:]
 
 
 def _drop_unused_pos_embed(module, state_dict, prefix, *_):

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from lomar_det.errors import UserError
-from lomar_pretrain.data import PretrainTransform, denormalize, find_images, load_image, normalize
+from lomar_pretrain.data import PretrainTransform, denormalize, load_image, normalize
+from lomar_pretrain.sources import find_images
 
 PIXELS = np.arange(24 * 16 * 3, dtype=np.uint8).reshape(24, 16, 3)
 
