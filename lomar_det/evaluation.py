@@ -1,6 +1,7 @@
 """COCO metrics: detectron2's evaluator, computed by pycocotools or, much faster, by hotcoco."""
 
 import importlib.util
+import warnings
 from unittest import mock
 
 from detectron2.evaluation import COCOEvaluator, coco_evaluation
@@ -54,15 +55,22 @@ class CocoEvaluator(COCOEvaluator):
             import hotcoco
 
             self._hotcoco = hotcoco.COCOeval
-            self._coco_api = hotcoco.COCO(self._metadata.json_file)
             self._use_fast_impl = True  # makes the base class ask for COCOeval_opt
+            try:
+                self._coco_api = hotcoco.COCO(_essentials(self._coco_api.dataset))
+            except ValueError as error:  # ids that are no numbers, for one
+                raise UserError(
+                    f"hotcoco cannot read {self._metadata.json_file} ({error}); use "
+                    "data.evaluator=pycocotools"
+                ) from None
 
     def _eval_predictions(self, predictions: list[dict], img_ids=None) -> None:
         """The base class's; hotcoco's class stands in for the two that it would use."""
         if self._hotcoco is None:
             return super()._eval_predictions(predictions, img_ids)
         replaced = {"COCOeval_opt": self._hotcoco, "COCOevalMaxDets": self._hotcoco}
-        with mock.patch.multiple(coco_evaluation, **replaced):
+        with mock.patch.multiple(coco_evaluation, **replaced), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="hotcoco: max_dets differ")  # as asked for
             super()._eval_predictions(predictions, img_ids)
 
     def _derive_coco_results(self, coco_eval, iou_type: str, class_names=None) -> dict:
@@ -73,3 +81,16 @@ class CocoEvaluator(COCOEvaluator):
             table = tabulate([(class_names[0], results["AP"])], ["category", "AP"], "pipe")
             self._logger.info("Per-category %s AP: \n%s", iou_type, table)
         return results
+
+
+def _essentials(dataset: dict) -> dict:
+    """What the metrics need; hotcoco is strict about the types of everything else, too."""
+    keys = {
+        "images": ("id", "width", "height"),
+        "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"),
+        "categories": ("id", "name"),
+    }
+    return {
+        section: [{key: entry[key] for key in names if key in entry} for entry in dataset[section]]
+        for section, names in keys.items()
+    }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .errors import UserError
 
@@ -57,7 +57,9 @@ def image_size(source: str | Path | ImageFile) -> tuple[int, int]:
     """
     with _opened(source, MAX_MEGAPIXELS) as image:
         width, height = image.size
-        return (height, width) if _orientation(image) >= 5 else (width, height)
+        swap = _says_orientation(image) and _orientation(image) >= 5
+        # of a TIFF Pillow gives the size as it is after turning
+        return (height, width) if swap and image.format != "TIFF" else (width, height)
 
 
 def load_image(
@@ -87,10 +89,11 @@ def load_image(
             names it.
     """
     with _opened(source, max_megapixels) as image:
+        is_known = _says_orientation(image)
         image.load()
-        orientation = _orientation(image)
+        orientation = _orientation(image) if is_known else 1
         rgb = _to_rgb(image)
-        return rgb.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else rgb
+        return rgb if orientation == 1 else rgb.transpose(_TRANSPOSE[orientation])
 
 
 @contextlib.contextmanager
@@ -105,30 +108,42 @@ def _opened(source: str | Path | ImageFile, max_megapixels: float | None) -> Ite
         with warnings.catch_warnings():
             # Pillow itself only warns up to twice the limit.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            # Damaged EXIF data and the like, of no consequence for the pixels.
+            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
             with source.open("rb") as file, Image.open(file) as image:
                 if image.format == "EPS":
                     raise OSError("PostScript is a program, not a picture")  # run by Ghostscript
                 yield image
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        message = (
-            f"{source} is too large ({error}); cut it into tiles (or, for pretraining, raise "
-            "data.max_megapixels)"
-        )
-        raise UnreadableImageError(message, str(error)) from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        reason = f"it has more than {max_megapixels:g} megapixels"
+        raise UnreadableImageError(
+            f"{source} is too large: {reason}; cut it into tiles (or, for pretraining, raise "
+            "data.max_megapixels)",
+            reason,
+        ) from None
     except Exception as error:  # decoders raise anything, from struct.error to MemoryError
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        message = f"{source} cannot be read as a picture ({reason}); repair or remove it"
-        raise UnreadableImageError(message, reason) from None
+        if isinstance(error, UnidentifiedImageError):  # its text is that of a Python object
+            reason = "it is empty, damaged at its head, or of an unknown format"
+        raise UnreadableImageError(
+            f"{source} cannot be read as a picture ({reason}); repair or remove it", reason
+        ) from None
     finally:
         Image.MAX_IMAGE_PIXELS = before
+
+
+def _says_orientation(image: Image.Image) -> bool:
+    """Of a PNG that does not begin with its EXIF data, Pillow would look for it in all pixels."""
+    return image.format != "PNG" or "exif" in image.info
 
 
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8; damaged EXIF data says nothing about the pixels."""
     try:
-        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
     except Exception:
         return 1
+    return orientation if orientation in _TRANSPOSE else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -101,3 +101,15 @@ def literal_mae_loss(p, images, noise, grid, mask_ratio, heads, decoder_heads):
         for i in set(range(count)) - set(visible):
             errors.append((pred[i] - _patch(p, image, i)[1]).square().mean())
     return torch.stack(errors).mean()
+
+
+def literal_logits(p, image, heads):
+    """The classifier on one picture (3, height, width): (num_classes,)."""
+    size = p["patch_embed.proj.weight"].shape[-1]
+    H, W = image.shape[1] // size, image.shape[2] // size
+    tokens = [p["cls_token"][0, 0] + _position(p, "pos_embed", 0)]
+    for i in range(H * W):
+        tokens.append(_patch(p, image, i)[0] + _position(p, "pos_embed", 1 + i))
+    buckets = bucket_table(TokenGrid(H, W, True))
+    x = literal_blocks(p, torch.stack(tokens), "blocks.", heads, buckets)
+    return F.linear(_norm(p, "fc_norm", x[1:].mean(0)), p["head.weight"], p["head.bias"])

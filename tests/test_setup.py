@@ -127,3 +127,16 @@ def test_scripts_are_executable_and_strict(name):
     assert os.access(ROOT / name, os.X_OK)
     assert "set -euo pipefail" in (ROOT / name).read_text()
     subprocess.run(["bash", "-n", str(ROOT / name)], check=True)
+
+
+def test_an_installation_carries_the_recipes(definition, tmp_path):
+    """What `pip install` copies, without building a wheel."""
+    build = setuptools.Distribution(definition | {"script_name": "setup.py"})
+    build = build.get_command_obj("build_py")
+    build.build_lib, build.compile = str(tmp_path), False
+    build.ensure_finalized()
+    build.run()
+    for folder, package in (("configs", "lomar_det/configs"), ("projects/lomar_pretrain",) * 2):
+        for path in (ROOT / folder).rglob("*.py"):
+            target = tmp_path / package.removeprefix("projects/") / path.relative_to(ROOT / folder)
+            assert target.read_bytes() == path.read_bytes()

@@ -159,8 +159,8 @@ def test_a_loss_of_nan_in_both_stages(drawn_set, tmp_path, monkeypatch):
     for model, out in ((LoMaR, tmp_path / "pre"), (GeneralizedRCNN, tmp_path / "det")):
         forward, calls = model.forward, []
 
-        def spoilt(self, *args, forward=forward, calls=calls):
-            out = forward(self, *args)
+        def spoilt(self, *args, forward=forward, calls=calls, **kwargs):
+            out = forward(self, *args, **kwargs)
             calls.append(self.training)
             if sum(calls) == 2 and self.training:  # the second step
                 if isinstance(out, dict):

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ def check_annotations(
     _check_ids(data, findings)
     if not findings.of_level(ERROR):
         _check_objects(data, findings, for_evaluation)
-        _check_content(data, findings, for_training)
+        _check_content(data, findings, for_training, for_evaluation)
     return True
 
 
@@ -107,44 +107,53 @@ def _check_ids(data: dict, findings: Findings) -> None:
 def _check_objects(data: dict, findings: Findings, for_evaluation: bool) -> None:
     """Every annotation by itself. Crowds are objects of evaluation, not of training."""
     images = {image["id"]: image for image in data["images"]}
-    boxes = []  # of sound objects: (x, y, w, h, width, height) and a name
+    names, boxes = [], []  # of sound objects; a box and its picture's size, then the mask's box
     seen = set()
     for entry in data["annotations"]:
         image = images[entry["image_id"]]
         name = f"annotation {_short(entry['id'])} ({image['file_name']})"
-
-        def add(kind: str, what: str, name: str = name) -> None:
-            findings.add(kind, f"{name}: {what}")
-
-        crowd, box = entry.get("iscrowd", 0), entry["bbox"]
-        if crowd not in (0, 1) or isinstance(crowd, float):
-            add("iscrowd", f"iscrowd {_short(crowd)}")
-        if entry.get("ignore", 0) != 0:
-            add("ignore", f"ignore {_short(entry['ignore'])}")
-        if not _is_numbers(entry.get("keypoints") or []):
-            add("keypoints", f"keypoints {_short(entry['keypoints'])}")
-        if for_evaluation:
-            for problem in _evaluation_problems(entry):
-                add("no-evaluation", problem)
-        sound = _is_numbers(box) and len(box) == 4
-        if not sound:
-            add("bbox", f"bbox {_short(box)}")
-        around = _check_mask(entry.get("segmentation"), image, add)
-        if crowd:
-            if isinstance(entry.get("segmentation"), list):
-                add("crowd-polygons", "crowd of polygons")
-        elif sound:
-            boxes.append((name, *box, image["width"], image["height"]))
-            if around is not None:
-                _compare(box, around, image, add)
-            if entry.get("area") == 0:
-                add("area-zero", f"area 0, bbox {_short(box)}")
+        problems = list(_object_problems(entry, for_evaluation))
+        segmentation, around = entry.get("segmentation"), _NO_MASK
+        if segmentation is not None and segmentation not in ([], {}):
+            try:
+                around = mask_box(segmentation, image["width"], image["height"])
+            except ValueError as error:
+                problems.append(("segmentation", str(error)))
+        box, key = entry["bbox"], None
+        if not _is_numbers(box) or len(box) != 4:
+            problems.append(("bbox", f"bbox {_short(box)}"))
+        elif not entry.get("iscrowd", 0):
+            names.append(name)
+            boxes.append((*box, image["width"], image["height"], *around))
             key = (entry["image_id"], entry["category_id"], *box)
             if key in seen:
-                add("same-object", f"bbox {_short(box)}")
+                problems.append(("same-object", f"bbox {_short(box)}"))
             seen.add(key)
+        for kind, what in problems:
+            findings.add(kind, f"{name}: {what}")
     if boxes:
-        _check_boxes(boxes, findings)
+        _check_boxes(names, np.array(boxes, dtype=float), findings)
+
+
+_NO_MASK = (math.nan,) * 4
+
+
+def _object_problems(entry: dict, for_evaluation: bool) -> Iterable[tuple[str, str]]:
+    """(kind, what) of everything but box and mask."""
+    crowd = entry.get("iscrowd", 0)
+    if crowd not in (0, 1) or isinstance(crowd, float):
+        yield "iscrowd", f"iscrowd {_short(crowd)}"
+    if entry.get("ignore", 0) != 0:
+        yield "ignore", f"ignore {_short(entry['ignore'])}"
+    if not _is_numbers(entry.get("keypoints") or []):
+        yield "keypoints", f"keypoints {_short(entry['keypoints'])}"
+    if for_evaluation:
+        for problem in _evaluation_problems(entry):
+            yield "no-evaluation", problem
+    if crowd and isinstance(entry.get("segmentation"), list):
+        yield "crowd-polygons", "crowd of polygons"
+    if not crowd and entry.get("area", 1) == 0:
+        yield "area-zero", "area 0"
 
 
 def _evaluation_problems(entry: dict) -> Iterable[str]:
@@ -157,51 +166,43 @@ def _evaluation_problems(entry: dict) -> Iterable[str]:
         yield f"area {_short(area)}" if "area" in entry else "no 'area'"
 
 
-def _check_mask(segmentation: Any, image: dict, add: Callable) -> np.ndarray | None:
-    """The box around the mask, if there is a mask and it is one."""
-    if segmentation is None or segmentation in ([], {}):
-        return None
-    try:
-        return mask_box(segmentation, image["width"], image["height"])
-    except ValueError as error:
-        add("segmentation", str(error))
-        return None
+def _check_boxes(names: list[str], boxes: np.ndarray, findings: Findings) -> None:
+    """Geometry of (N, 10) boxes [x, y, w, h], pictures [width, height] and masks [x0, y0, x1, y1].
 
-
-def _compare(box: list, around: np.ndarray, image: dict, add: Callable) -> None:
-    """Box and mask should agree to some pixels, or a tenth of the box; COCO's own mostly do."""
-    x, y, w, h = box
-    limit = np.array([image["width"], image["height"]] * 2)
-    around = around.clip(0, limit)
-    if (around[2:] <= around[:2]).any():
-        add("mask-empty", "the mask covers nothing of the picture")
-        return
-    given = np.array([x, y, x + w, y + h]).clip(0, limit)
-    apart = np.abs(given - around).max()
-    if apart > max(3, 0.1 * max(w, h)):
-        edges = [round(float(v), 1) for v in (*around[:2], *(around[2:] - around[:2]))]
-        add("mask-box", f"bbox {_short(box)}, mask in {edges}")
-
-
-def _check_boxes(boxes: list[tuple], findings: Findings) -> None:
-    values = np.array([row[1:] for row in boxes], dtype=float)
-    x, y, w, h, width, height = values.T
+    Mask and box should agree to three pixels, or a tenth of the box; COCO's own do.
+    """
+    x, y, w, h, width, height = boxes[:, :6].T
     empty = (w <= 0) | (h <= 0)
     outside = ~empty & ((x < -1) | (y < -1) | (x + w > width + 1) | (y + h > height + 1))
-    if (values[:, :4] <= 1).all():
-        findings.add("boxes-normalised", f"{boxes[0][0]}: bbox {_short(list(boxes[0][1:5]))}")
+    limit = np.stack([width, height, width, height], axis=1)
+    around = boxes[:, 6:].clip(0, limit)
+    mask_empty = (around[:, 2:] <= around[:, :2]).any(1)  # False where there is none
+    apart = np.abs(np.stack([x, y, x + w, y + h], axis=1).clip(0, limit) - around).max(1)
+    elsewhere = ~empty & ~mask_empty & (apart > np.maximum(3, 0.1 * np.maximum(w, h)))
+
+    def describe(index: int) -> str:
+        x, y, w, h, width, height = boxes[index, :6]
+        return f"{names[index]}: bbox [{x:g}, {y:g}, {w:g}, {h:g}] in {width:g} x {height:g}"
+
+    if (boxes[:, :4] <= 1).all():
+        findings.add("boxes-normalised", describe(0))
     wrong = empty | outside
     if 2 * wrong.sum() > len(boxes):
-        name, *box = boxes[int(wrong.argmax())]
-        some = f"{int(wrong.sum())} of {len(boxes)} boxes, among them"
-        findings.add("boxes-wrong", f"{some} {name}: bbox {_short(box[:4])}")
-    for kind, where in (("box-empty", empty), ("box-outside", outside)):
+        some = f"{wrong.sum()} of {len(boxes)}, among them"
+        findings.add("boxes-wrong", f"{some} {describe(int(wrong.argmax()))}")
+    for kind, where in (
+        ("box-empty", empty),
+        ("box-outside", outside),
+        ("mask-empty", mask_empty),
+        ("mask-box", elsewhere),
+    ):
         for index in np.flatnonzero(where):
-            name, *box = boxes[index]
-            findings.add(kind, f"{name}: bbox {_short(box[:4])} in {box[4]} x {box[5]}")
+            findings.add(kind, describe(index))
 
 
-def _check_content(data: dict, findings: Findings, for_training: bool) -> None:
+def _check_content(
+    data: dict, findings: Findings, for_training: bool, for_evaluation: bool
+) -> None:
     """The set as a whole."""
     objects = [entry for entry in data["annotations"] if not entry.get("iscrowd", 0)]
     per_image = Counter(entry["image_id"] for entry in objects)
@@ -214,6 +215,11 @@ def _check_content(data: dict, findings: Findings, for_training: bool) -> None:
     if len(without) < len(objects):
         for entry in without:
             findings.add("masks-partly", f"annotation {_short(entry['id'])}")
+    if objects and not without and for_evaluation:
+        for entry in data["annotations"]:
+            if not entry.get("segmentation"):
+                name = f"annotation {_short(entry['id'])}"
+                findings.add("no-evaluation", f"{name}: crowd region without a segmentation")
     for image in data["images"]:
         if not per_image[image["id"]]:
             findings.add("no-annotation", image["file_name"])

@@ -114,7 +114,7 @@ def check_coco(
     """
     findings = Findings()
     try:
-        data = json.loads(annotations.read_text("utf-8-sig"))
+        data = json.loads(annotations.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         findings.add("json", f"{annotations.name}: {error}")
         return None, findings

@@ -59,11 +59,13 @@ class _Checked(Dataset):
         path = self.folder / entry["file_name"]
         if not path.is_file():
             return "missing-file", entry["file_name"]
+        given = (entry["width"], entry["height"])
         try:
-            size = load_image(path).size if self.decode else image_size(path)
+            size = None if self.decode else image_size(path)
+            if size != given:
+                size = load_image(path).size
         except UserError as error:
             return "unreadable-file", str(error)
-        given = (entry["width"], entry["height"])
         if size == given:
             return None
         (w, h), (x, y) = given, size

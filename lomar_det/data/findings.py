@@ -80,8 +80,8 @@ KINDS = {
     "no-evaluation": Kind(
         ERROR,
         "annotations that lack what COCO evaluation needs",
-        "give all of them an id that is a whole number of at least 1, iscrowd (0), and an area (of "
-        "the mask or the box)",
+        "give all of them an id that is a whole number of at least 1, iscrowd (0), an area (of the "
+        "mask or the box) and, where all objects have masks, crowd regions one, too",
     ),
     "no-objects": Kind(ERROR, "sets that have no objects to learn from", "annotate some"),
     "boxes-normalised": Kind(

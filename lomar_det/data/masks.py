@@ -7,8 +7,10 @@ checked before it sees them.
 import numpy as np
 import pycocotools.mask as mask_util
 
+Box = tuple[float, float, float, float]
 
-def mask_box(segmentation: list | dict, width: int, height: int) -> np.ndarray:
+
+def mask_box(segmentation: list | dict, width: int, height: int) -> Box:
     """The box around a mask, (x0, y0, x1, y1) in pixels; all zeros if it has no pixel.
 
     Args:
@@ -25,7 +27,7 @@ def mask_box(segmentation: list | dict, width: int, height: int) -> np.ndarray:
     raise ValueError(f"it is of type {type(segmentation).__name__}")
 
 
-def _polygons_box(polygons: list) -> np.ndarray:
+def _polygons_box(polygons: list) -> Box:
     parts = []
     for polygon in polygons:
         if not isinstance(polygon, list):
@@ -41,13 +43,13 @@ def _polygons_box(polygons: list) -> np.ndarray:
         if points.size % 2:
             raise ValueError(f"a polygon has an odd number of coordinates, {points.size}")
         parts.append(points)
-    points = np.concatenate(parts).reshape(-1, 2)
+    points = (np.concatenate(parts) if parts[1:] else parts[0]).reshape(-1, 2)
     if not np.isfinite(points).all():
         raise ValueError("a polygon has a coordinate that is not finite")
-    return np.concatenate([points.min(0), points.max(0)])
+    return (*points.min(0), *points.max(0))
 
 
-def _rle_box(rle: dict, width: int, height: int) -> np.ndarray:
+def _rle_box(rle: dict, width: int, height: int) -> Box:
     if rle.get("size") != [height, width]:
         raise ValueError(f"its size is {rle.get('size')}, the picture's is {[height, width]}")
     counts = rle.get("counts")
@@ -66,7 +68,7 @@ def _rle_box(rle: dict, width: int, height: int) -> np.ndarray:
     if isinstance(counts, list):
         rle = mask_util.frPyObjects(rle, height, width)
     x, y, w, h = mask_util.toBbox(rle)
-    return np.array([x, y, x + w, y + h])
+    return x, y, x + w, y + h
 
 
 def _decompress(counts: str) -> np.ndarray:

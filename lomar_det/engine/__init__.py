@@ -15,8 +15,8 @@ from .checkpointer import (
 from .hooks import StopOnDivergence, StopOnSignal, standard_hooks
 from .launch import add_run_arguments, pick_device, run_tool, save_config, setup_run
 from .precision import autocast, resolve_precision
-from .schedules import step_schedule, warmup_cosine_schedule
-from .trainer import Trainer, wrap_ddp
+from .schedules import check_warmup, plan_epochs, step_schedule, warmup_cosine_schedule
+from .trainer import Trainer, build_trainer, wrap_ddp
 
 __all__ = [
     "BestModel",
@@ -26,10 +26,13 @@ __all__ = [
     "Trainer",
     "add_run_arguments",
     "autocast",
+    "build_trainer",
     "check_output_dir",
+    "check_warmup",
     "delete_old_run",
     "load_plain",
     "pick_device",
+    "plan_epochs",
     "resolve_precision",
     "run_tool",
     "save_atomically",

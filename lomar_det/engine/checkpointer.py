@@ -51,9 +51,11 @@ def _write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
+    except (OSError, RuntimeError) as error:
+        # torch.save buries a full disk under an error of its zip writer.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise UserError(
-            f"{path} could not be written ({error}); earlier checkpoints are untouched. Free disk "
+            f"{path} could not be written ({cause}); earlier checkpoints are untouched. Free disk "
             "space or fix the permissions, then continue with --resume"
         ) from error
     with contextlib.suppress(OSError):  # some network file systems cannot flush a folder

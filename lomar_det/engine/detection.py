@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from detectron2.config import instantiate
 from detectron2.engine.hooks import EvalHook
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
@@ -20,7 +20,6 @@ from ..data import configure_data
 from ..data.classes import check_class_names, dataset_classes
 from ..data.setup import switch_masks_off
 from ..errors import UserError
-from ..evaluation import require_backend
 from ..settings import RUN_RULES, check_settings, number, one_of, pair, whole
 from ..stream import count_accumulation_steps, seed_everything
 from .best import BestModel
@@ -30,7 +29,7 @@ from .contradictions import refuse_contradictions
 from .hooks import standard_hooks
 from .launch import setup_run
 from .precision import autocast, resolve_precision
-from .trainer import Trainer, wrap_ddp
+from .trainer import build_trainer
 from .yacs import load_any_config, save_run_config, worded_for
 
 logger = logging.getLogger(__name__)
@@ -63,15 +62,13 @@ def main(args: argparse.Namespace) -> dict:
         cfg = load_any_config(args.config_file, args.opts)
         check_settings(cfg, _RULES)
         refuse_contradictions(cfg)
-        backend = (cfg.dataloader.get("evaluator") or {}).get("backend")
-        if backend is not None:
-            require_backend(backend)  # now, not after hours of training
         device = setup_run(cfg)
         resolve_precision(cfg.train.precision, device)  # refuses what the device cannot do
         if not args.eval_only:
             check_output_dir(cfg.train, args.resume)
         # The data is looked at after the loggers exist, so that what it decides is on record.
         configure_data(cfg, training=not args.eval_only)
+        _build_evaluator(cfg)  # what is wrong with it shows now, not after hours of training
         seed_everything(cfg.train.seed)
         if args.eval_only:
             return evaluate_checkpoint(cfg, device)
@@ -107,18 +104,25 @@ def evaluate_checkpoint(cfg: DictConfig, device: torch.device) -> dict:
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> dict:
     """COCO metrics on ``cfg.dataloader.test``: printed, and written to ``metrics_test.json``."""
-    if cfg.dataloader.get("evaluator") is None:
+    evaluator = _build_evaluator(cfg)
+    if evaluator is None:
         logger.warning("dataloader.evaluator is null: nothing is evaluated")
         return {}
     device = torch.device(cfg.train.device)
-    cfg.dataloader.evaluator.output_dir = str(Path(cfg.train.output_dir, "inference"))
-    evaluator = instantiate(cfg.dataloader.evaluator)
     with autocast(device, resolve_precision(cfg.train.precision, device)):
-        results = inference_on_dataset(model, _instantiate_loader(cfg.dataloader.test), evaluator)
+        results = inference_on_dataset(model, _instantiate_data(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
         write_results(results, Path(cfg.train.output_dir, "metrics_test.json"))
     return results
+
+
+def _build_evaluator(cfg: DictConfig) -> DatasetEvaluator | None:
+    settings = cfg.dataloader.get("evaluator")
+    if settings is None:
+        return None
+    settings.output_dir = str(Path(cfg.train.output_dir, "inference"))
+    return _instantiate_data(settings)
 
 
 def write_results(results: dict, path: Path) -> None:
@@ -138,22 +142,12 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
         cfg.train.max_batch_per_gpu,
         cfg.train.accumulation_steps,
     )
+    if not resume:
+        _init_weights(cfg, model)
     cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
-    model = wrap_ddp(model, cfg.train.ddp, device)
-    trainer = Trainer(
-        model,
-        data_loader=None,
-        optimizer=optimizer,
-        device=device,
-        dtype=resolve_precision(cfg.train.precision, device),
-        accumulation_steps=accumulation_steps,
-        clip_grad_norm=cfg.train.clip_grad_norm,
-        ema_decay=cfg.train.ema_decay,
-        gather_metric_period=cfg.train.log_period,
-    )
+    trainer = build_trainer(cfg.train, model, instantiate(cfg.optimizer), accumulation_steps)
     meta = {"classes": dataset_classes(cfg.dataloader.train.dataset)}
-    checkpointer = Checkpointer(model, cfg.train.output_dir, meta=meta, trainer=trainer)
+    checkpointer = Checkpointer(trainer.model, cfg.train.output_dir, meta=meta, trainer=trainer)
     best = BestModel(checkpointer, cfg.train.checkpointer.best_metric)
     results: dict = {}
 
@@ -181,14 +175,10 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
         start_iter = checkpointer.resume(cfg.train.max_iter)
         if start_iter == cfg.train.max_iter:  # it may have been killed in its last evaluation
             return evaluate_and_keep()
-    elif cfg.train.init_checkpoint:
-        load_weights(getattr(model, "module", model), cfg.train.init_checkpoint)
-    else:
-        logger.warning("train.init_checkpoint is empty: training from random weights")
     cfg.dataloader.train.seed = cfg.train.seed
     cfg.dataloader.train.start_iter = start_iter
     cfg.dataloader.train.accumulation_steps = accumulation_steps
-    trainer.data_loader = _instantiate_loader(cfg.dataloader.train)
+    trainer.data_loader = _instantiate_data(cfg.dataloader.train)
     if not resume:
         delete_old_run(cfg.train)
     save_run_config(full_config)
@@ -196,7 +186,15 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
     return results
 
 
-def _instantiate_loader(cfg: DictConfig):
+def _init_weights(cfg: DictConfig, model: nn.Module) -> None:
+    path = cfg.train.init_checkpoint
+    if not path:
+        logger.warning("train.init_checkpoint is empty: training from random weights")
+        return
+    load_weights(model, path)
+
+
+def _instantiate_data(cfg: DictConfig):
     try:
         return instantiate(cfg)
     except FileNotFoundError as error:

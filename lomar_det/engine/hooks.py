@@ -139,9 +139,9 @@ class StopOnSignal(HookBase):
 
     So a scheduler's warning before it kills (SLURM's ``--signal``, torchrun, Kubernetes) costs no
     work. The exit code is 128 plus the signal's number: 143 for SIGTERM, 138 for SIGUSR1, 130 for
-    Ctrl-C; a run that ends by itself, also one that gets a signal in its last step, has 0. A second
-    Ctrl-C ends at once, without a checkpoint. Several processes compare notes every ten steps: it
-    is enough that one of them gets the signal.
+    Ctrl-C; torchrun turns all but 0 into its own 1. A run that gets a signal in its last step ends
+    as usual. A second Ctrl-C ends at once, without a checkpoint. Several processes compare notes
+    every ten steps: it is enough that one of them gets the signal.
     """
 
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

@@ -131,8 +131,7 @@ def run_tool(main: Callable, args: argparse.Namespace) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the tools' imports are over
     try:
         if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            _join_torchrun(args)
-            _guarded(main, args)
+            _guarded(lambda args: (_join_torchrun(args), main(args)), args)
         elif args.num_gpus * args.num_machines > 1:
             _start_processes(main, args)
         else:
@@ -182,7 +181,7 @@ def _guarded(main: Callable, args: argparse.Namespace) -> None:
             error = UserError(f"{error}; free disk space, then continue with --resume")
         elif not isinstance(error, UserError):
             raise
-        if not comm.is_main_process():
+        if int(os.environ.get("RANK", comm.get_rank())) > 0:
             time.sleep(5)  # if the main process met it too, all are ended before this one prints
         sys.exit(report_error(error))
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
-from .precision import autocast
+from .precision import autocast, resolve_precision
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,32 @@ def wrap_ddp(model: nn.Module, options: DictConfig, device: torch.device) -> nn.
     # Not the local rank: schedulers may show every process a single GPU of its own.
     options["device_ids"] = None if device.type == "cpu" else [torch.cuda.current_device()]
     return create_ddp_model(model, **options)
+
+
+def build_trainer(
+    settings: DictConfig,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accumulation_steps: int,
+    compute_losses: Callable[[nn.Module, Any], dict[str, Tensor]] | None = None,
+) -> "Trainer":
+    """The trainer that the ``train`` section of a config asks for; its loader comes later.
+
+    The model has the weights that it starts from: averaging (``ema_decay``) begins with them.
+    """
+    device = torch.device(settings.device)
+    return Trainer(
+        wrap_ddp(model, settings.ddp, device),
+        data_loader=None,
+        optimizer=optimizer,
+        compute_losses=compute_losses,
+        device=device,
+        dtype=resolve_precision(settings.precision, device),
+        accumulation_steps=accumulation_steps,
+        clip_grad_norm=settings.clip_grad_norm,
+        ema_decay=settings.ema_decay,
+        gather_metric_period=settings.log_period,
+    )
 
 
 class Trainer(SimpleTrainer):

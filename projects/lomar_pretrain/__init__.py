@@ -12,6 +12,7 @@ with warnings.catch_warnings():
 
 from .api import pretrain
 from .classifier import VisionTransformerClassifier
+from .encoder import VisionTransformerEncoder
 from .lomar import LoMaR, LoMaROutput
 from .mae import MAE, MAEOutput
 from .timm_models import LoMaRVisionTransformer
@@ -24,6 +25,7 @@ __all__ = [
     "LoMaRVisionTransformer",
     "MAEOutput",
     "VisionTransformerClassifier",
+    "VisionTransformerEncoder",
     "WindowSample",
     "load_pretrained",
     "pretrain",

@@ -61,7 +61,7 @@ def pretrain(
 def _flatten(settings: dict[str, Any], prefix: str = ""):
     """Sections as dicts to single settings, so that a mistyped one is noticed in either."""
     for key, value in settings.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, fspath(value) if isinstance(value, Path) else value

@@ -108,10 +108,11 @@ def _from_config(path: str | Path, config_file: str | Path | None, method: str) 
         target = model["_target_"]
     except (OSError, yaml.YAMLError, OmegaConfBaseException, KeyError, ValueError) as error:
         if not config_file:
+            logger.warning("%s beside the checkpoint is not used: %s", source, error)
             return None
         raise UserError(f"{source} is not the config of a pretraining run: {error}") from None
-    name = target if isinstance(target, str) else target.__name__
-    if name.rpartition(".")[2] == MODELS[method].__name__:
+    name = (target if isinstance(target, str) else target.__name__).rpartition(".")[2]
+    if name == MODELS[method].__name__:
         return model
     if not config_file:  # a detector's, say: it has nothing to do with the file
         return None

@@ -6,7 +6,6 @@ Needs detectron2 for its trainer, hooks and writers; models and data do not.
 import argparse
 import json
 import logging
-import math
 from pathlib import Path
 
 from lomar_det.compat import require_detectron2
@@ -23,15 +22,14 @@ import lomar_det
 from lomar_det.checkpoint import save_backbone
 from lomar_det.engine import (
     Checkpointer,
-    Trainer,
+    build_trainer,
     check_output_dir,
+    check_warmup,
     delete_old_run,
-    resolve_precision,
+    plan_epochs,
     save_config,
     setup_run,
     standard_hooks,
-    warmup_cosine_schedule,
-    wrap_ddp,
 )
 from lomar_det.engine.config import build_model, load_config
 from lomar_det.errors import UserError
@@ -81,11 +79,7 @@ def start(cfg: DictConfig, resume: bool = False) -> Path:
     if OmegaConf.is_missing(cfg.data, "path"):
         raise UserError("data.path is not set: give the folder of your images, data.path=FOLDER")
     check_settings(cfg, _RULES)
-    if cfg.train.warmup_epochs >= cfg.train.epochs:
-        raise UserError(
-            f"train.warmup_epochs={cfg.train.warmup_epochs} does not fit into "
-            f"train.epochs={cfg.train.epochs}: it must be less than that"
-        )
+    check_warmup(cfg.train)
     setup_run(cfg)
     check_output_dir(cfg.train, resume)
     return run(cfg, resume)
@@ -101,43 +95,16 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
     seed_everything(settings.seed)
     model = build_model(cfg).to(device)  # before the pictures are looked for: it may be impossible
     paths = find_images(_as_list(cfg.data.path), cfg.data.image_root)
-    iters_per_epoch = max(1, len(paths) // batch)
-    max_iter = math.ceil(settings.epochs * iters_per_epoch)
-    lr = settings.base_lr * batch / 256
-    logger.info(
-        "%d pictures; %g epochs x %d iterations of batch %d = %d iterations; "
-        "learning rate %g * %d / 256 = %g",
-        len(paths),
-        settings.epochs,
-        iters_per_epoch,
-        batch,
-        max_iter,
-        settings.base_lr,
-        batch,
-        lr,
-    )
-    groups = param_groups_weight_decay(model, settings.weight_decay)
+    plan = plan_epochs(settings, len(paths))
     optimizer = torch.optim.AdamW(
-        groups, lr=lr, betas=tuple(settings.betas), fused=device.type == "cuda"
+        param_groups_weight_decay(model, settings.weight_decay),
+        lr=plan.lr,
+        betas=tuple(settings.betas),
+        fused=device.type == "cuda",
     )
-    trainer = Trainer(
-        wrap_ddp(model, settings.ddp, device),
-        data_loader=None,
-        optimizer=optimizer,
-        device=device,
-        dtype=resolve_precision(settings.precision, device),
-        accumulation_steps=accumulation_steps,
-        clip_grad_norm=settings.clip_grad_norm,
-        ema_decay=settings.ema_decay,
-        gather_metric_period=settings.log_period,
-    )
+    trainer = build_trainer(settings, model, optimizer, accumulation_steps)
     meta = backbone_meta(model, settings.epochs) | {"ema_decay": settings.ema_decay}
     checkpointer = Checkpointer(trainer.model, settings.output_dir, meta=meta, trainer=trainer)
-    schedule = warmup_cosine_schedule(settings.warmup_epochs / settings.epochs)
-    period, milestones = (
-        max(1, round(epochs * iters_per_epoch)) if epochs else None
-        for epochs in (settings.checkpoint_epochs, settings.milestone_epochs)
-    )
     bad_images = CountBadImages(
         Path(settings.output_dir, "bad_images.txt"),
         cfg.data.max_bad_fraction,
@@ -151,19 +118,19 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
         standard_hooks(
             settings,
             checkpointer,
-            schedule,
-            max_iter,
+            plan.schedule,
+            plan.max_iter,
             batch,
-            period,
+            plan.period(settings.checkpoint_epochs),
             settings.max_to_keep,
-            milestones,
-            [bad_images, *evaluation_hooks(cfg, trainer.eval_model, paths, iters_per_epoch)],
+            plan.period(settings.milestone_epochs),
+            [bad_images, *evaluation_hooks(cfg, trainer.eval_model, paths, plan.iters_per_epoch)],
         )
     )
 
     path = Path(settings.output_dir, "backbone_final.pth")
-    start_iter = checkpointer.resume(max_iter) if resume else 0
-    if start_iter == max_iter and path.is_file():
+    start_iter = checkpointer.resume(plan.max_iter) if resume else 0
+    if start_iter == plan.max_iter and path.is_file():
         return path
     transform = PretrainTransform(
         model.img_size, cfg.data.crop_scale, cfg.data.flip, cfg.data.max_megapixels
@@ -183,8 +150,8 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
     if not resume:
         delete_old_run(settings)
     save_config(cfg)
-    if start_iter < max_iter:  # else it was killed before the files below were written
-        trainer.train(start_iter, max_iter)
+    if start_iter < plan.max_iter:  # else it was killed before the files below were written
+        trainer.train(start_iter, plan.max_iter)
     if comm.is_main_process():
         save_backbone(path, trainer.eval_model.state_dict(), meta)
         metrics = read_metrics(Path(settings.output_dir, "metrics.json"))

@@ -81,8 +81,8 @@ def _lomar_panels(result: Reconstruction) -> dict[str, Tensor]:
     }
     if len(result.boxes) > 1:
         panels |= {
-            f"{len(result.boxes)} windows, masked": result.masked,
-            f"{len(result.boxes)} windows, reconstructed": result.filled,
+            f"{len(result.boxes)} windows,\nmasked": result.masked,
+            f"{len(result.boxes)} windows,\nreconstructed": result.filled,
         }
     return panels
 
@@ -116,7 +116,7 @@ def _headline(model: LoMaR | MAE, title: str) -> str:
 
 
 def _aspect(picture: Tensor) -> float:
-    return max(picture.shape[2] / picture.shape[1], 1)
+    return max(picture.shape[2] / picture.shape[1], 0.6)  # room for the title
 
 
 def _shorten(name: str, length: int = 28) -> str:
