@@ -323,7 +323,7 @@ def test_a_frozen_backbone_stays_as_it_was(drawn_set, tmp_path):
 def test_irpe_weights_need_irpe(drawn_set, tmp_path, rel_pos):
     backbone = pretrain(drawn_set[1], tmp_path / "pre", "train.epochs=1", "train.warmup_epochs=0")
     settings = [f"model.backbone.net.rel_pos={rel_pos}", f"train.init_checkpoint={backbone}"]
-    with pytest.raises(UserError, match="pretrained with iRPE.*rel_pos=irpe"):
+    with pytest.raises(UserError, match="with iRPE.*rel_pos=irpe"):
         detect(drawn_set, tmp_path / "out", *settings)
 
 

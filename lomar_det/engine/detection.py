@@ -173,12 +173,7 @@ def _init_weights(cfg: DictConfig, model: nn.Module) -> None:
     if not path:
         logger.warning("train.init_checkpoint is empty: training from random weights")
         return
-    report = load_weights(model, path)
-    if any(name.endswith("lookup_table_weight") for name in report.dropped):
-        raise UserError(
-            f"{path} was pretrained with iRPE, and the model has no place for its tables: set "
-            "model.backbone.net.rel_pos=irpe and use_abs_pos=False"
-        )
+    load_weights(model, path)
 
 
 def _instantiate_data(cfg: DictConfig):

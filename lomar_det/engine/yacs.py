@@ -40,7 +40,7 @@ SETTINGS = {
     "data.val.annotations": "DATASETS.TEST_JSON_FILE",
     "data.val.images": "DATASETS.TEST_IMAGE_ROOT",
     "dataloader.train.dataset.names": "DATASETS.TRAIN",
-    "dataloader.train.dataset.filter_empty": "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
+    "data.filter_empty": "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
     "dataloader.train.mapper.instance_mask_format": "INPUT.MASK_FORMAT",
     "dataloader.train.mapper.image_format": "INPUT.FORMAT",
     "dataloader.train.total_batch_size": "SOLVER.IMS_PER_BATCH",
@@ -59,8 +59,12 @@ SETTINGS = {
     "train.device": "MODEL.DEVICE",
     "train.precision": "SOLVER.AMP.PRECISION",
     "train.accumulation_steps": "SOLVER.ACCUMULATION_STEPS",
+    "train.max_batch_per_gpu": "SOLVER.MAX_IMS_PER_GPU",
+    "train.ema_decay": "SOLVER.EMA_DECAY",
     "train.seed": "SEED",
+    "train.overwrite": "OVERWRITE",
     "train.checkpointer.period": "SOLVER.CHECKPOINT_PERIOD",
+    "train.checkpointer.best_metric": "TEST.BEST_METRIC",
     "train.eval_period": "TEST.EVAL_PERIOD",
 }
 
@@ -252,6 +256,8 @@ def _to_lazy(node: CfgNode) -> DictConfig:
         cfg.dataloader.evaluator.max_dets_per_image = node.TEST.DETECTIONS_PER_IMAGE
     if not node.MODEL.MASK_ON:
         switch_masks_off(cfg)
+    if node.SOLVER.ACCUMULATION_STEPS is None:
+        cfg.train.accumulation_steps = "auto"
     if not node.SOLVER.AMP.ENABLED:
         cfg.train.precision = "fp32"
     if node.SOLVER.CLIP_GRADIENTS.ENABLED:

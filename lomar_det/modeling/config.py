@@ -56,9 +56,17 @@ def add_lomar_config(cfg: CfgNode) -> None:
     cfg.SOLVER.WEIGHT_DECAY = 0.1
     cfg.SOLVER.BASE_LR = 1e-4
     cfg.SOLVER.WARMUP_ITERS = 250
-    # IMS_PER_BATCH is split into this many forward passes
-    cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # IMS_PER_BATCH is split into this many forward passes; None: as few as evenly divide it with at
+    # most MAX_IMS_PER_GPU images at a time
+    cfg.SOLVER.ACCUMULATION_STEPS = None
+    cfg.SOLVER.MAX_IMS_PER_GPU = 4
+    # weights averaged with this decay (0.9999, say) are then evaluated; None for none
+    cfg.SOLVER.EMA_DECAY = None
     cfg.SOLVER.AMP.ENABLED = True
     # with AMP enabled: bf16, fp16 or auto, which is bf16 on a GPU that has it and fp32 elsewhere
     cfg.SOLVER.AMP.PRECISION = "auto"
     cfg.SEED = 0
+    # model_best.pth holds the weights with the highest
+    cfg.TEST.BEST_METRIC = "bbox/AP"
+    # delete another run's checkpoints in OUTPUT_DIR instead of refusing to start
+    cfg.OVERWRITE = False

@@ -178,15 +178,20 @@ def test_errors_name_the_settings_of_the_yaml(drawn_set, tmp_path):
         run(drawn_set, tmp_path, "MODEL.LOMAR.SQUARE_PAD", 64)
     with pytest.raises(UserError, match="MODEL.WEIGHTS"):
         run(drawn_set, tmp_path, eval_only=True)
+    (tmp_path / "model_0000001.pth").touch()
+    with pytest.raises(UserError, match="another OUTPUT_DIR.*OVERWRITE=True"):
+        run(drawn_set, tmp_path)
 
 
 def test_settings_reach_the_run():
     opts = "SOLVER.AMP.ENABLED False SOLVER.CLIP_GRADIENTS.ENABLED True SOLVER.MAX_ITER 100"
     opts += " SOLVER.CLIP_GRADIENTS.CLIP_TYPE full_model SOLVER.CLIP_GRADIENTS.CLIP_VALUE 0.5"
+    opts += " SOLVER.ACCUMULATION_STEPS 4 SOLVER.EMA_DECAY 0.999 OVERWRITE True"
     opts += " MODEL.MASK_ON False TEST.DETECTIONS_PER_IMAGE 300 SOLVER.STEPS (60,90,200)"
     cfg = load_any_config(COCO, opts.split())
     assert (cfg.train.precision, cfg.train.clip_grad_norm) == ("fp32", 0.5)
-    assert cfg.lr_multiplier.milestones == [0.6, 0.9]
+    assert (cfg.train.accumulation_steps, cfg.train.ema_decay) == (4, 0.999)
+    assert cfg.train.overwrite and cfg.lr_multiplier.milestones == [0.6, 0.9]
     assert not cfg.dataloader.train.mapper.use_instance_mask
     assert cfg.dataloader.evaluator.max_dets_per_image == 300
     with torch.device("meta"):
