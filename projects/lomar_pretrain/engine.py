@@ -111,7 +111,7 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
     hooks = standard_hooks(
         settings, checkpointer, schedule, max_iter, batch, period, settings.max_to_keep
     )
-    hooks.insert(-2, bad_images)  # before writers and StopOnSignal: nothing found is lost
+    hooks.insert(-2, bad_images)  # before the writers, like an evaluation, and StopOnSignal
     trainer.register_hooks(hooks)
 
     start_iter = 0
