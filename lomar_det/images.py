@@ -43,13 +43,13 @@ class UnreadableImageError(UserError):
         self.reason = reason
 
 
-class ImageFile(Protocol):
+class ImageSource(Protocol):
     """What `load_image` opens besides a path, for instance a member of a tar file."""
 
     def open(self, mode: str) -> IO[bytes]: ...
 
 
-def image_size(source: str | Path | ImageFile) -> tuple[int, int]:
+def image_size(source: str | Path | ImageSource) -> tuple[int, int]:
     """(width, height) of a picture as `load_image` gives it, from its header alone.
 
     Raises:
@@ -63,7 +63,7 @@ def image_size(source: str | Path | ImageFile) -> tuple[int, int]:
 
 
 def load_image(
-    source: str | Path | ImageFile, max_megapixels: float | None = MAX_MEGAPIXELS
+    source: str | Path | ImageSource, max_megapixels: float | None = MAX_MEGAPIXELS
 ) -> Image.Image:
     """Opens a picture as RGB: EXIF orientation honoured, alpha on white, more than 8 bits scaled.
 
@@ -97,7 +97,9 @@ def load_image(
 
 
 @contextlib.contextmanager
-def _opened(source: str | Path | ImageFile, max_megapixels: float | None) -> Iterator[Image.Image]:
+def _opened(
+    source: str | Path | ImageSource, max_megapixels: float | None
+) -> Iterator[Image.Image]:
     """The picture with its header read; whatever goes wrong inside names the file."""
     source = Path(source) if isinstance(source, str) else source
     before = Image.MAX_IMAGE_PIXELS

@@ -125,3 +125,10 @@ def test_a_stopped_run_resumes(drawn_set, tmp_path, number):
     code, out, err = finish(start([*PRETRAIN, "--resume", *short]))
     assert code == 0, err
     assert f"Starting training from iteration {done + 1}" in out + err
+
+
+def test_shards_are_made_and_not_overwritten(drawn_set, tmp_path):
+    arguments = ["tools/make_shards.py", "--input", drawn_set[1], "--output", tmp_path / "shards"]
+    code, out, err = finish(start([*arguments, "--shortest-side", "32", "--num-workers", "1"]))
+    assert code == 0 and "6 pictures in 1 shards" in out + err, err
+    assert_one_clear_error(arguments, "shards-000000.tar", "--force")

@@ -32,7 +32,7 @@ data = OmegaConf.create(
         "image_root": None,
         # larger pictures count as unreadable; null: no limit
         "max_megapixels": 180,
-        # unreadable pictures are replaced and listed in bad_images.txt; more of them end the run
+        # unreadable pictures are replaced and listed in bad_images.txt; more end the run, 0: any
         "max_bad_fraction": 0.05,
         # random crops of this share of the picture's area, resized to model.img_size
         "crop_scale": [0.2, 1.0],

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from lomar_det.errors import UserError
-from lomar_det.images import MAX_MEGAPIXELS, ImageFile, load_image
+from lomar_det.images import MAX_MEGAPIXELS, ImageSource, load_image
 from lomar_det.layers import to_pair
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -86,5 +86,5 @@ class PretrainTransform:
         self.flip = v2.RandomHorizontalFlip() if flip else v2.Identity()
         self.max_megapixels = max_megapixels
 
-    def __call__(self, source: str | Path | ImageFile) -> Tensor:
+    def __call__(self, source: str | Path | ImageSource) -> Tensor:
         return normalize(self.flip(self.crop(load_image(source, self.max_megapixels))))

@@ -164,11 +164,13 @@ class CountBadImages(HookBase):
     """Lists and reports unreadable pictures, and ends the run when there are too many of them.
 
     That is judged once 1000 pictures, or all of a smaller set, have been seen since the run was
-    started or resumed, and never for fewer than ten. A checkpoint is written before.
+    started or resumed, and not for fewer than ten, unless none at all may be unreadable. A
+    checkpoint is written before.
 
     Args:
         path: The list to write, see `BadImageFile`.
-        max_fraction: Share of the pictures seen that may be unreadable.
+        max_fraction: Share of the pictures seen that may be unreadable; with 0 the first one ends
+            the run.
         num_images: Pictures there are.
         total_batch_size: Pictures in each step, over all processes.
         checkpointer: Saves before the run is ended.
@@ -230,10 +232,10 @@ class CountBadImages(HookBase):
         name, reason = self._unreported[0]
         more = len(self._unreported) - 1
         logger.warning(
-            "%s cannot be read (%s)%s: replaced by another picture, listed in %s",
+            "Unreadable, replaced by another picture: %s (%s)%s; listed in %s",
             name,
             reason,
-            f", nor can {more} others" if more else "",
+            f" and {more} more" if more else "",
             self.file.path,
         )
         self._unreported, self._due = [], time.monotonic() + self.seconds
@@ -242,7 +244,7 @@ class CountBadImages(HookBase):
         seen = (done - self.trainer.start_iter) * self.total_batch_size + self._num_replaced
         seen, bad = min(seen, self.num_images), len(self._found)
         enough = bad >= self.min_bad and seen >= min(self.min_seen, self.num_images)
-        if not enough or bad <= self.max_fraction * seen:
+        if not (enough or self.max_fraction == 0) or bad <= self.max_fraction * seen:
             return
         self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
         comm.synchronize()  # the launcher ends all processes as soon as one has ended

@@ -126,11 +126,11 @@ def test_a_run_replaces_lists_and_reports(tmp_path):
     images, output = folder_of(tmp_path / "images", 9, 3), tmp_path / "out"
     output.mkdir()
     (output / "bad_images.txt").write_text("of an earlier run\tno matter\n")
-    # none may be bad: but fewer than ten do not end a run
-    pretrain(images, output, "train.epochs=3", "data.max_bad_fraction=0")
+    # a quarter is bad: but fewer than ten do not end a run
+    pretrain(images, output, "train.epochs=3", "data.max_bad_fraction=0.01")
     assert listed(output) == ["000.png", "005.png", "010.png"]
     log = (output / "log.txt").read_text()
-    assert log.count("cannot be read (it is empty, damaged") == 1  # the others in the same minute
+    assert log.count("replaced by another picture: ") == 1  # the others in the same minute
     assert f"3 unreadable pictures were replaced by others; they are listed in {output}" in log
     assert (output / "reconstruction.png").is_file()
 
@@ -157,6 +157,13 @@ def test_too_many_end_the_run_with_a_checkpoint_to_continue_from(tmp_path):
     once = tmp_path / "once"
     pretrain(images, once, *settings, "data.max_bad_fraction=0.5")
     assert losses(output) == losses(once) and listed(output) == listed(once)
+
+
+def test_where_none_may_be_bad_the_first_ends_the_run(tmp_path):
+    images, output = folder_of(tmp_path / "images", 9, 3), tmp_path / "out"
+    with pytest.raises(UserError, match="[12] of the .* pictures seen"):
+        pretrain(images, output, "train.epochs=3", "data.max_bad_fraction=0")
+    assert (output / "last_checkpoint").is_file()
 
 
 @pytest.mark.parametrize("value", ["-0.1", "5", "some"])
