@@ -27,7 +27,7 @@ from .engine.precision import autocast, resolve_precision
 from .errors import UserError
 from .images import load_image
 from .masks import InstanceMasks
-from .tiling import Box, group_detections, tile_boxes
+from .tiling import Box, group_detections, tile_boxes, tile_spans
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ class Predictor:
         self.max_detections = max_detections
         self.tile_size = tile_size
         self.tile_overlap = tile_size // 4 if tile_overlap is None else tile_overlap
-        list(tile_boxes((1, 1), self.tile_size, self.tile_overlap))  # complains of wrong sizes
+        tile_spans(self.tile_size + 1, self.tile_size, self.tile_overlap)  # refuses wrong sizes
         self.device = pick_device(cfg.train.device)
         self.dtype = resolve_precision(cfg.train.precision, self.device)
         meta = follow_checkpoint(cfg)

@@ -110,5 +110,7 @@ def _full_rle(region: np.ndarray, x: int, y: int, height: int, width: int) -> di
     places, times = np.unique(places, return_counts=True)
     places = places[times == 1]
     counts = np.diff(places, prepend=0, append=height * width).tolist()
+    if counts[-1] == 0:  # the mask reaches the last pixel
+        counts.pop()
     rle = coco_mask.frPyObjects({"counts": counts, "size": [height, width]}, height, width)
     return {"size": [height, width], "counts": rle["counts"].decode("ascii")}

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
+CROWD = 50
 TRUTH, DETECTION = "#39d353", "#ff7b00"
 
 
@@ -75,7 +76,8 @@ def draw_detections(
     """Draws boxes, masks and labels into a copy of a picture.
 
     With several classes each has a colour of its own; with one, each instance has. Lines and
-    letters grow with the picture, but stay small against the object.
+    letters grow with the picture, but stay small against the object; in a crowd of more than
+    `CROWD` instances, boxes narrower than their label go without.
 
     Args:
         image: RGB.
@@ -98,16 +100,15 @@ def draw_detections(
         text = f"{class_names[kind]} {100 * instances.scores[i].item():.0f}%"
         labels.append((box, text, round(max(10, min(side / 50, extent / 4))), color))
     for box, text, size, color in reversed(labels):  # over all boxes, the surest on top
-        _label(draw, box, text, size, color)
+        font = ImageFont.load_default(size)
+        width, height = draw.textlength(text, font) + 0.4 * size, 1.2 * size
+        if len(labels) > CROWD and width > box[2] - box[0]:
+            continue
+        # above the box, but within the picture
+        x, y = max(min(box[0], image.width - width), 0), max(box[1] - height, 0)
+        draw.rectangle((x, y, x + width, y + height), fill=color)
+        draw.text((x + 0.2 * size, y), text, fill="black", font=font)
     return image
-
-
-def _label(draw: ImageDraw.ImageDraw, box: list[float], text: str, size: int, color) -> None:
-    """Text on a ground of the box's colour, above the box or, at the picture's top, in it."""
-    font = ImageFont.load_default(size)
-    x, y = box[0], max(box[1] - 1.2 * size, 0)
-    draw.rectangle((x, y, x + draw.textlength(text, font) + 0.4 * size, y + 1.2 * size), fill=color)
-    draw.text((x + 0.2 * size, y), text, fill="black", font=font)
 
 
 def _color(index: int) -> tuple[int, int, int]:
