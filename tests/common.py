@@ -25,6 +25,7 @@ TINY_PRETRAIN = [
     "train.warmup_epochs=1",
     "train.device=cpu",
     "train.log_period=1",
+    "train.picture_epochs=0",
     "data.num_workers=0",
 ]
 TINY_DETECTOR = [
@@ -119,6 +120,8 @@ def tool_args(config: str, *opts: str, resume: bool = False, eval_only: bool = F
         opts=[str(opt) for opt in opts],
         resume=resume,
         eval_only=eval_only,
+        num_gpus=1,
+        num_machines=1,
     )
 
 

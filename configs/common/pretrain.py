@@ -46,6 +46,8 @@ train = OmegaConf.create(
     {
         **run,
         "output_dir": "output/pretrain",
+        # weights to go on from, ours, official or timm's; empty: random weights
+        "init_checkpoint": "",
         "epochs": 1600,
         "warmup_epochs": 40,
         # learning rate = base_lr * total_batch_size / 256

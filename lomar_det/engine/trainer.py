@@ -123,6 +123,11 @@ class Trainer(SimpleTrainer):
         """What to evaluate and to hand on: the averaged weights if there are any."""
         return self._plain_model if self.ema is None else self.ema.module
 
+    def restart_average(self) -> None:
+        """Forgets what was averaged: the model has other weights now than when this was made."""
+        if self.ema is not None:
+            self.ema.set(self._plain_model)
+
     @property
     def _skips_on_device(self) -> bool:
         fused = getattr(self.optimizer, "_step_supports_amp_scaling", False)
@@ -269,7 +274,7 @@ class Trainer(SimpleTrainer):
             self.ema.module.load_state_dict(state_dict["ema"])
         elif self.ema is not None:
             logger.warning("The checkpoint has no averaged weights: train.ema_decay starts here")
-            self.ema.set(self._plain_model)
+            self.restart_average()
 
 
 @dataclass

@@ -19,7 +19,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 import lomar_det
-from lomar_det.checkpoint import save_backbone
+from lomar_det.checkpoint import load_encoder_weights, save_backbone
 from lomar_det.engine import (
     Checkpointer,
     build_trainer,
@@ -132,6 +132,10 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
     start_iter = checkpointer.resume(plan.max_iter) if resume else 0
     if start_iter == plan.max_iter and path.is_file():
         return path
+    if settings.init_checkpoint and not resume:
+        # after the probe has measured random weights
+        load_encoder_weights(model, settings.init_checkpoint)
+        trainer.restart_average()
     transform = PretrainTransform(
         model.img_size, cfg.data.crop_scale, cfg.data.flip, cfg.data.max_megapixels
     )

@@ -119,7 +119,7 @@ def losses(output):
 @pytest.fixture
 def without_pictures(monkeypatch):
     """Runs that do not draw their loss and their reconstructions, which takes seconds."""
-    monkeypatch.setattr(pretraining, "write_pictures", lambda *_: None)
+    monkeypatch.setattr(pretraining, "plot_training", lambda *_: None)
 
 
 def test_a_run_replaces_lists_and_reports(tmp_path):
@@ -127,7 +127,8 @@ def test_a_run_replaces_lists_and_reports(tmp_path):
     output.mkdir()
     (output / "bad_images.txt").write_text("of an earlier run\tno matter\n")
     # a quarter is bad: but fewer than ten do not end a run
-    pretrain(images, output, "train.epochs=3", "data.max_bad_fraction=0.01")
+    opts = ["train.epochs=3", "train.picture_epochs=3", "data.max_bad_fraction=0.01"]
+    pretrain(images, output, *opts)
     assert listed(output) == ["000.png", "005.png", "010.png"]
     log = (output / "log.txt").read_text()
     assert log.count("replaced by another picture: ") == 1  # the others in the same minute

@@ -187,9 +187,9 @@ def test_what_the_tool_refuses(tmp_path, pictures):
     model = MODELS["lomar"]()
     path = save(tmp_path / "model_final.pth", model, meta=model.architecture)
     for changes, words in (
-        ({"num_windows": 0}, "num_windows must be at least 1"),
+        ({"num_windows": 0}, "num_windows=0 must be a whole number of at least 1"),
         ({"mask_ratio": 1.5}, "--mask-ratio 1.5 must"),
-        ({"mask_ratio": 0.01}, "mask_ratio 0.01 masks 0"),
+        ({"mask_ratio": 0.01}, "mask_ratio 0.01 masks none"),
         ({"num_images": 0}, "--num-images 0"),
         ({"output": "sheet.docx"}, "docx is no format"),
         ({"output": str(path / "sheet.png")}, "cannot be written"),

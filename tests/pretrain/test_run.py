@@ -133,6 +133,7 @@ def test_files_for_the_next_stage_and_for_resuming_are_told_apart(watched):
         "mask_ratio": 0.8,
         "norm_pix_loss": True,
         "epochs": 3,
+        "ema_decay": None,
         "code_version": lomar_det.__version__,
         **(MODEL | {"img_size": [64, 64]}),
     }
@@ -192,3 +193,17 @@ def test_recipes_are_found_by_name_and_by_path():
     path = find_config("lomar_vit_b_224_1600ep", "pretrain")
     assert path.is_file() and find_config(path, "coco") == path
     assert find_config("lomar_vit_tiny.py", "pretrain").stem == "lomar_vit_tiny"
+
+
+def test_pretraining_goes_on_from_given_weights(folders, watched, tmp_path):
+    output = tmp_path / "more"
+    start = {"init_checkpoint": str(watched / "model_final.pth"), "base_lr": 1e-12}
+    train = TRAIN | start | {"ema_decay": 0.5, "epochs": 1, "warmup_epochs": 0}
+    options = NO_WORKERS | {"train.picture_epochs": 0}
+    pretrain(folders[0], output, "lomar_vit_tiny", model=MODEL, train=train, **options)
+    given, final = (
+        torch.load(path / "model_final.pth", weights_only=True) for path in (watched, output)
+    )
+    for name, tensor in given["model"].items():
+        torch.testing.assert_close(final["model"][name], tensor)
+        torch.testing.assert_close(final["trainer"]["ema"][name], tensor)

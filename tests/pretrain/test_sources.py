@@ -147,7 +147,7 @@ def test_a_root_without_a_coco_file_is_an_error(tmp_path):
 
 def test_a_long_search_shows_progress_and_is_not_quadratic(tmp_path, monkeypatch, caplog):
     entries = [f"/x/{n:06d}.png" for n in range(100_000)]
-    monkeypatch.setattr(sources, "_walk", lambda folder: iter(entries))
+    monkeypatch.setattr(sources, "walk_files", lambda folder: iter(entries))
     clock = iter(range(1_000_000))  # a second for each picture
     monkeypatch.setattr(sources.time, "monotonic", lambda: next(clock))
     with caplog.at_level(logging.INFO):

@@ -29,7 +29,7 @@ FAMILIES = [(config, *positions) for config in TINY for positions in ((True, Fal
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """They take longer than the training."""
-    monkeypatch.setattr(pretraining, "write_pictures", lambda *_: None)
+    monkeypatch.setattr(pretraining, "plot_training", lambda *_: None)
 
 
 def pretrain_args(images, output, config, *opts):
