@@ -81,7 +81,8 @@ def sigterm_in_step_2(monkeypatch):
 
 
 def test_pretraining_writes_what_the_next_stage_needs(drawn_set, tmp_path):
-    backbone = pretrain(drawn_set[1], tmp_path / "out", "train.epochs=2")
+    opts = ["train.epochs=2", "train.picture_epochs=2"]
+    backbone = pretrain(drawn_set[1], tmp_path / "out", *opts)
     data = load_plain(backbone)
     assert data["meta"]["method"] == "lomar" and data["meta"]["embed_dim"] == 32
     assert "blocks.1.attn.rpe_k.lookup_table_weight" in data["model"]
