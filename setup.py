@@ -1,4 +1,4 @@
-"""Package definition: installs ``lomar_det`` and the bundled ``lomar_pretrain``.
+"""Package definition: installs ``lomar_det``, the bundled ``lomar_pretrain`` and the recipes.
 
 detectron2 is needed by the detector and by both training engines, but is deliberately absent from
 ``install_requires``: it is not published under its own name, and people who have a build of their
@@ -8,7 +8,7 @@ own must not get it replaced. ``make setup`` provides one; README.md explains th
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 
@@ -23,12 +23,19 @@ def read_version() -> str:
 
 
 def list_packages() -> list[str]:
-    """Lists both packages; paths stay relative, as setuptools wants them."""
+    """Lists both packages; paths stay relative, as setuptools wants them.
+
+    The recipes in ``configs/`` go along as `lomar_det.configs`: they are data in Python's syntax,
+    read by LazyConfig and never imported, but that is the simplest way to install them.
+    """
     pretrain = find_packages(str(ROOT / "projects" / "lomar_pretrain"))
+    configs = find_namespace_packages(str(ROOT / "configs"))
     return [
         *find_packages(str(ROOT), include=["lomar_det", "lomar_det.*"]),
         "lomar_pretrain",
         *(f"lomar_pretrain.{package}" for package in pretrain),
+        "lomar_det.configs",
+        *(f"lomar_det.configs.{package}" for package in configs),
     ]
 
 
@@ -38,7 +45,8 @@ setup(
     description="LoMaR self-supervised pretraining and ViTDet detection for detectron2",
     license="Apache-2.0",
     packages=list_packages(),
-    package_dir={"lomar_pretrain": "projects/lomar_pretrain"},
+    package_dir={"lomar_pretrain": "projects/lomar_pretrain", "lomar_det.configs": "configs"},
+    package_data={"lomar_det.configs": ["*/*.yaml"]},
     python_requires=">=3.11",
     # Ranges for people who install into an environment of their own; requirements.txt holds the
     # exact versions the tests run with.

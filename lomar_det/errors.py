@@ -14,7 +14,7 @@ def user_message(error: UserError) -> str:
 
     torch re-raises those with the worker's whole traceback as their text.
     """
-    text = str(error)
-    if text.startswith("Caught UserError in DataLoader worker"):
-        text = text.rsplit("UserError: ", 1)[-1]
+    text, name = str(error), type(error).__name__
+    if text.startswith(f"Caught {name} in DataLoader worker"):
+        text = text.rsplit(f"{name}: ", 1)[-1]
     return " ".join(text.split())

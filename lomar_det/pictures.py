@@ -1,15 +1,20 @@
 """Pictures of detections."""
 
+import colorsys
 import json
+import math
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
+from detectron2.structures import Instances
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
+CROWD = 50
 TRUTH, DETECTION = "#39d353", "#ff7b00"
 
 
@@ -63,3 +68,50 @@ def detections_sheet(
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=110)
     return Path(output)
+
+
+def draw_detections(
+    image: Image.Image, instances: Instances, class_names: Sequence[str]
+) -> Image.Image:
+    """Draws boxes, masks and labels into a copy of a picture.
+
+    With several classes each has a colour of its own; with one, each instance has. Lines and
+    letters grow with the picture, but stay small against the object; in a crowd of more than
+    `CROWD` instances, boxes narrower than their label go without.
+
+    Args:
+        image: RGB.
+        instances: What a `Predictor` returns for it.
+        class_names: By class.
+    """
+    image = image.copy()
+    draw = ImageDraw.Draw(image)
+    side = math.sqrt(image.width * image.height)
+    masks = instances.pred_masks.regions() if instances.has("pred_masks") else None
+    boxes, classes = instances.pred_boxes.tensor.tolist(), instances.pred_classes.tolist()
+    labels = []
+    for i, (box, kind) in enumerate(zip(boxes, classes, strict=True)):
+        color = _color(kind if len(class_names) > 1 else i)
+        extent = min(box[2] - box[0], box[3] - box[1])
+        if masks is not None:
+            x, y, mask = next(masks)
+            image.paste(color, (x, y), Image.fromarray((mask * 110).astype("uint8")))
+        draw.rectangle(box, outline=color, width=max(1, round(min(side / 350, extent / 20))))
+        text = f"{class_names[kind]} {100 * instances.scores[i].item():.0f}%"
+        labels.append((box, text, round(max(10, min(side / 50, extent / 4))), color))
+    for box, text, size, color in reversed(labels):  # over all boxes, the surest on top
+        font = ImageFont.load_default(size)
+        width, height = draw.textlength(text, font) + 0.4 * size, 1.2 * size
+        if len(labels) > CROWD and width > box[2] - box[0]:
+            continue
+        # above the box, but within the picture
+        x, y = max(min(box[0], image.width - width), 0), max(box[1] - height, 0)
+        draw.rectangle((x, y, x + width, y + height), fill=color)
+        draw.text((x + 0.2 * size, y), text, fill="black", font=font)
+    return image
+
+
+def _color(index: int) -> tuple[int, int, int]:
+    """Bright colours, neighbours far apart on the colour wheel, never repeated."""
+    rgb = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.75, 1.0)
+    return tuple(round(255 * value) for value in rgb)

@@ -6,6 +6,7 @@ wherever the run was started, and a run can begin at any position.
 """
 
 import contextlib
+import logging
 import random
 import signal
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from torch import distributed
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from .errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def get_rank() -> int:
@@ -69,10 +72,20 @@ class StreamSampler(Sampler):
         seed: Epoch e is shuffled with (seed, e).
         start: Position in the global stream at which to begin.
         shuffle: False keeps the order of the data set.
+        permutation: Draws the order of an epoch, all of ``range(size)``; by default every order is
+            equally likely. For data that are better read in some orders than in others.
     """
 
-    def __init__(self, size: int, seed: int, start: int = 0, shuffle: bool = True):
+    def __init__(
+        self,
+        size: int,
+        seed: int,
+        start: int = 0,
+        shuffle: bool = True,
+        permutation: Callable[[np.random.Generator], np.ndarray] | None = None,
+    ):
         self.size, self.seed, self.start, self.shuffle = size, seed, start, shuffle
+        self.permutation = permutation or (lambda rng: rng.permutation(size))
         self.rank, self.world_size = get_rank(), get_world_size()
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -82,7 +95,7 @@ class StreamSampler(Sampler):
             if position // self.size != epoch:
                 epoch = position // self.size
                 rng = np.random.default_rng((self.seed, epoch))
-                order = rng.permutation(self.size) if self.shuffle else np.arange(self.size)
+                order = self.permutation(rng) if self.shuffle else np.arange(self.size)
             yield position, int(order[position % self.size])
             position += self.world_size
 
@@ -97,7 +110,7 @@ class SeededDataset(Dataset):
         seed: Combined with the position.
     """
 
-    max_tries = 20
+    max_tries = 100  # in a row: by chance never, even with half of the samples unusable
 
     def __init__(self, samples, make: Callable[[Any], Any], seed: int):
         self.samples, self.make, self.seed = samples, make, seed
@@ -149,6 +162,38 @@ def local_batch_size(total_batch_size: int, accumulation_steps: int = 1) -> int:
     return total_batch_size // parts
 
 
+def count_accumulation_steps(
+    total_batch_size: int, max_batch_per_gpu: int, accumulation_steps: int | str = "auto"
+) -> int:
+    """Forward passes per optimizer step, and a log line of what the batch is made of.
+
+    Args:
+        total_batch_size: Samples per optimizer step over all processes.
+        max_batch_per_gpu: Samples per process and forward pass that ``auto`` may use.
+        accumulation_steps: A number is taken as it is; ``auto`` is the smallest one that divides
+            the batch evenly.
+
+    Raises:
+        UserError: the total does not divide evenly.
+    """
+    if accumulation_steps == "auto":
+        per_process = local_batch_size(total_batch_size)
+        accumulation_steps = next(
+            steps
+            for steps in range(1, per_process + 1)
+            if per_process % steps == 0 and per_process // steps <= max_batch_per_gpu
+        )
+    images = local_batch_size(total_batch_size, accumulation_steps)
+    logger.info(
+        "Batch: %d images x %d process(es) x %d accumulation step(s) = %d",
+        images,
+        get_world_size(),
+        accumulation_steps,
+        total_batch_size,
+    )
+    return accumulation_steps
+
+
 def stream_loader(
     dataset: SeededDataset,
     total_batch_size: int,
@@ -158,9 +203,11 @@ def stream_loader(
     num_workers: int = 0,
     collate_fn=None,
     pin_memory: bool = False,
+    permutation: Callable[[np.random.Generator], np.ndarray] | None = None,
 ) -> DataLoader:
     """An endless loader over a `SeededDataset` that starts where iteration ``start_iter`` does."""
-    sampler = StreamSampler(len(dataset), seed, start=start_iter * total_batch_size)
+    start = start_iter * total_batch_size
+    sampler = StreamSampler(len(dataset), seed, start, permutation=permutation)
     return DataLoader(
         dataset,
         batch_size=local_batch_size(total_batch_size, accumulation_steps),

@@ -3,9 +3,12 @@
 import argparse
 import math
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances, PolygonMasks
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,6 +25,7 @@ TINY_PRETRAIN = [
     "train.warmup_epochs=1",
     "train.device=cpu",
     "train.log_period=1",
+    "train.picture_epochs=0",
     "data.num_workers=0",
 ]
 TINY_DETECTOR = [
@@ -84,6 +88,23 @@ def draw_instances(folder: Path, num_images: int = 6, seed: int = 0) -> dict:
     return data
 
 
+def detector_batch(images: list[dict], annotations: list[dict], seed: int = 0) -> list[dict]:
+    """What a mapper would give a detector for pictures of `draw_instances`, pixels at random."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = []
+    for image in images:
+        size = image["height"], image["width"]
+        objects = [o for o in annotations if o["image_id"] == image["id"]]
+        x, y, w, h = torch.tensor([o["bbox"] for o in objects]).T
+        instances = Instances(size)
+        instances.gt_boxes = Boxes(torch.stack([x, y, x + w, y + h], dim=1))
+        instances.gt_classes = torch.tensor([o["category_id"] for o in objects])
+        instances.gt_masks = PolygonMasks([o["segmentation"] for o in objects])
+        pixels = torch.randint(0, 255, (3, *size), generator=generator).float()
+        batch.append({"image": pixels, "instances": instances})
+    return batch
+
+
 def data_settings(annotations: Path, images: Path) -> list[str]:
     return [
         f"data.{split}.{key}={value}"
@@ -99,6 +120,8 @@ def tool_args(config: str, *opts: str, resume: bool = False, eval_only: bool = F
         opts=[str(opt) for opt in opts],
         resume=resume,
         eval_only=eval_only,
+        num_gpus=1,
+        num_machines=1,
     )
 
 
@@ -106,3 +129,9 @@ def tool_environment() -> dict[str, str]:
     """For subprocesses: the checkout's packages, also where they are not installed."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "projects"), os.environ.get("PYTHONPATH", "")])
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]

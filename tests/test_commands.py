@@ -74,7 +74,12 @@ def test_a_file_that_is_no_checkpoint(drawn_set, tmp_path):
 
 
 def test_two_processes_train_stop_and_report(drawn_set, tmp_path):
-    """Over gloo: a user error is printed once; a signal to the parent saves and ends all."""
+    """Over gloo: a user error is printed once; a signal to the parent saves and ends all.
+
+    The processes also share what they know of unreadable pictures.
+    """
+    for name in ("001.png", "002.png"):
+        (drawn_set[1] / name).write_bytes(b"not a picture")
     gone = tmp_path / "gone"
     two = [*PRETRAIN, "--num-gpus", "2", *TINY_PRETRAIN]
     assert_one_clear_error([*two, f"data.path={gone}"], str(gone))
@@ -86,6 +91,8 @@ def test_two_processes_train_stop_and_report(drawn_set, tmp_path):
     code, _, err = finish(process)
     assert code == 143 and "Traceback" not in err
     assert (output / (output / "last_checkpoint").read_text()).is_file()
+    bad = (output / "bad_images.txt").read_text().splitlines()
+    assert sorted(line.partition("\t")[0][-7:] for line in bad) == ["001.png", "002.png"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -95,9 +102,6 @@ def test_a_picture_that_turns_out_broken(drawn_set, tmp_path, workers):
     settings = [*TINY_DETECTOR, *data_settings(*drawn_set), output]
     settings.append(f"dataloader.train.num_workers={workers}")
     assert_one_clear_error([*DETECT, *settings], "002.png", "repair")
-    settings = [*TINY_PRETRAIN, f"data.path={drawn_set[1]}", output, "train.epochs=3"]
-    settings.append(f"data.num_workers={workers}")
-    assert_one_clear_error([*PRETRAIN, *settings], "002.png", "repair")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -121,3 +125,10 @@ def test_a_stopped_run_resumes(drawn_set, tmp_path, number):
     code, out, err = finish(start([*PRETRAIN, "--resume", *short]))
     assert code == 0, err
     assert f"Starting training from iteration {done + 1}" in out + err
+
+
+def test_shards_are_made_and_not_overwritten(drawn_set, tmp_path):
+    arguments = ["tools/make_shards.py", "--input", drawn_set[1], "--output", tmp_path / "shards"]
+    code, out, err = finish(start([*arguments, "--shortest-side", "32", "--num-workers", "1"]))
+    assert code == 0 and "6 pictures in 1 shards" in out + err, err
+    assert_one_clear_error(arguments, "shards-000000.tar", "--force")

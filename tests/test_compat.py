@@ -34,7 +34,7 @@ def test_models_and_data_work_without_detectron2():
     code, out, err = run(
         NO_DETECTRON2
         + """
-import torch, lomar_pretrain, lomar_pretrain.data
+import torch, lomar_pretrain, lomar_pretrain.data, lomar_pretrain.probe, lomar_pretrain.visualize
 from lomar_pretrain import LoMaR
 loss = LoMaR(32, 4, 16, 1, 2, window_size=3)(torch.randn(1, 3, 32, 32)).loss
 print("loss", bool(loss.isfinite()), "detectron2" in sys.modules)

@@ -53,8 +53,15 @@ def test_every_package_is_installed(definition):
         for init in (ROOT / folder).rglob("__init__.py"):
             inner = init.parent.relative_to(ROOT / folder).parts
             expected.add(".".join((name, *inner)))
+    expected.add("lomar_det.configs")
+    for config in (ROOT / "configs").rglob("*.py"):  # recipes: folders without __init__.py
+        inner = config.parent.relative_to(ROOT / "configs").parts
+        expected.add(".".join(("lomar_det.configs", *inner)))
     assert set(definition["packages"]) == expected
-    assert definition["package_dir"] == {"lomar_pretrain": "projects/lomar_pretrain"}
+    assert definition["package_dir"] == {
+        "lomar_pretrain": "projects/lomar_pretrain",
+        "lomar_det.configs": "configs",
+    }
 
 
 def test_pins_satisfy_the_ranges(definition):
@@ -120,3 +127,16 @@ def test_scripts_are_executable_and_strict(name):
     assert os.access(ROOT / name, os.X_OK)
     assert "set -euo pipefail" in (ROOT / name).read_text()
     subprocess.run(["bash", "-n", str(ROOT / name)], check=True)
+
+
+def test_an_installation_carries_the_recipes(definition, tmp_path):
+    """What `pip install` copies, without building a wheel."""
+    build = setuptools.Distribution(definition | {"script_name": "setup.py"})
+    build = build.get_command_obj("build_py")
+    build.build_lib, build.compile = str(tmp_path), False
+    build.ensure_finalized()
+    build.run()
+    for folder, package in (("configs", "lomar_det/configs"), ("projects/lomar_pretrain",) * 2):
+        for path in (ROOT / folder).rglob("*.py"):
+            target = tmp_path / package.removeprefix("projects/") / path.relative_to(ROOT / folder)
+            assert target.read_bytes() == path.read_bytes()

@@ -64,8 +64,35 @@ def test_seeding_a_sample_leaves_the_callers_generators_alone():
 def test_unusable_samples_are_replaced_until_nothing_is_left():
     some = SeededDataset(list(range(10)), lambda s: None if s < 5 else s, seed=0)
     assert {some[(i, i)] for i in range(10)} <= set(range(5, 10))
-    with pytest.raises(UserError, match="20 samples in a row"):
+    with pytest.raises(UserError, match="100 samples in a row"):
         SeededDataset([1], lambda s: None, seed=0)[(0, 0)]
+
+
+@pytest.mark.parametrize(
+    "total, processes, limit, steps",
+    [
+        (4096, 1, 256, 16),
+        (4096, 8, 256, 2),
+        (4096, 8, 512, 1),
+        (4096, 32, 256, 1),
+        (4096, 1, 300, 16),  # 4096 / 14 would fit but is not even
+        (12, 2, 4, 2),
+        (7, 1, 2, 7),
+        (1, 1, 256, 1),
+    ],
+)
+def test_the_fewest_even_passes_that_fit(monkeypatch, total, processes, limit, steps):
+    monkeypatch.setattr(stream, "get_world_size", lambda: processes)
+    assert stream.count_accumulation_steps(total, limit) == steps
+    assert total // (processes * steps) <= limit and total % (processes * steps) == 0
+
+
+def test_a_given_number_of_passes_is_kept(monkeypatch):
+    assert stream.count_accumulation_steps(12, 1, accumulation_steps=3) == 3
+    monkeypatch.setattr(stream, "get_world_size", lambda: 5)
+    for steps in ("auto", 2):
+        with pytest.raises(UserError, match="12 cannot be split over 5 process.*multiple of"):
+            stream.count_accumulation_steps(12, 4, steps)
 
 
 @pytest.mark.parametrize("total, steps", [(5, 2), (0, 1), (4, 3)])

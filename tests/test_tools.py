@@ -1,17 +1,22 @@
 """The two tools end to end on small pictures: results, resume, evaluation, mixed sizes."""
 
 import json
-import shutil
+import math
+import os
+import signal
 
 import pytest
 import torch
 from common import TINY_DETECTOR, TINY_PRETRAIN, data_settings, tool_args
 from detectron2.config import instantiate
+from detectron2.modeling import GeneralizedRCNN
 
 from lomar_det.data import configure_data
 from lomar_det.engine import detection, load_plain
 from lomar_det.engine.config import load_config
+from lomar_det.engine.hooks import SeedEachStep
 from lomar_det.errors import UserError
+from lomar_pretrain import LoMaR
 from lomar_pretrain import engine as pretraining
 
 PRETRAIN, DETECT = "pretrain/lomar_vit_tiny.py", "custom/mask_rcnn_lomar_vit_tiny.py"
@@ -47,14 +52,37 @@ def rewind(output, checkpoint):
     (output / "last_checkpoint").write_text(checkpoint)
 
 
-def assert_same_model(first, second):
-    a, b = load_plain(first)["model"], load_plain(second)["model"]
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
+def assert_same_run(first, second):
+    """Weights, averaged weights and the optimizer's state at the end, bit for bit."""
+    a, b = load_plain(first / "model_final.pth"), load_plain(second / "model_final.pth")
+    for key in ("ema", "optimizer"):
+        torch.testing.assert_close(a["trainer"][key], b["trainer"][key], rtol=0, atol=0)
+    torch.testing.assert_close(a["model"], b["model"], rtol=0, atol=0)
+    assert not torch.equal(*(next(iter(part.values())) for part in (a["model"], ema(first))))
+
+
+def ema(output):
+    return load_plain(output / "model_final_ema.pth")["model"]
+
+
+@pytest.fixture
+def sigterm_in_step_2(monkeypatch):
+    """Every run gets SIGTERM in its third step, unless it has been told to go on."""
+    before_step = SeedEachStep.before_step
+
+    def and_signal(hook):
+        before_step(hook)
+        if hook.trainer.iter == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SeedEachStep, "before_step", and_signal)
+        yield patch
 
 
 def test_pretraining_writes_what_the_next_stage_needs(drawn_set, tmp_path):
-    backbone = pretrain(drawn_set[1], tmp_path / "out", "train.epochs=2")
+    opts = ["train.epochs=2", "train.picture_epochs=2"]
+    backbone = pretrain(drawn_set[1], tmp_path / "out", *opts)
     data = load_plain(backbone)
     assert data["meta"]["method"] == "lomar" and data["meta"]["embed_dim"] == 32
     assert "blocks.1.attn.rpe_k.lookup_table_weight" in data["model"]
@@ -62,17 +90,24 @@ def test_pretraining_writes_what_the_next_stage_needs(drawn_set, tmp_path):
         assert (tmp_path / "out" / name).stat().st_size > 0
 
 
-def test_pretraining_resumes_bit_for_bit(drawn_set, tmp_path):
+def test_pretraining_stops_and_resumes_bit_for_bit(drawn_set, tmp_path, sigterm_in_step_2):
+    """In the middle of an epoch, with accumulated gradients and averaged weights."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    settings = ["train.epochs=6", "train.checkpoint_epochs=1", "train.max_to_keep=9"]
+    settings = ["train.epochs=6", "train.accumulation_steps=2", "train.ema_decay=0.9"]
+    settings.append("train.picture_epochs=0")
+    with pytest.raises(SystemExit) as stop:
+        pretrain(drawn_set[1], cut, *settings)
+    assert stop.value.code == 143 and not (cut / "backbone_final.pth").exists()
+    sigterm_in_step_2.undo()
     pretrain(drawn_set[1], whole, *settings)
-    shutil.copytree(whole, cut)
-    rewind(cut, "model_0000002.pth")
     # another number of workers must change nothing either
     pretrain(drawn_set[1], cut, *settings, "data.num_workers=1", resume=True)
-    losses = read_losses(whole)
-    assert read_losses(cut) == {i: loss for i, loss in losses.items() if i > 2} and len(losses) == 6
-    assert_same_model(whole / "model_final.pth", cut / "model_final.pth")
+    assert read_losses(cut) == read_losses(whole) and len(read_losses(whole)) == 6
+    assert_same_run(whole, cut)
+    # the next stage gets the averaged encoder
+    backbone = load_plain(whole / "backbone_final.pth")
+    assert backbone["meta"]["ema_decay"] == 0.9
+    assert all(torch.equal(value, ema(whole)[name]) for name, value in backbone["model"].items())
 
 
 def test_detector_from_pretraining_to_six_coco_numbers(drawn_set, tmp_path, capsys):
@@ -100,20 +135,50 @@ def test_detector_from_pretraining_to_six_coco_numbers(drawn_set, tmp_path, caps
     assert written["segm"].keys() >= SIX
 
 
-def test_detector_resumes_bit_for_bit(drawn_set, tmp_path):
+def test_detector_stops_and_resumes_bit_for_bit(drawn_set, tmp_path, sigterm_in_step_2):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     settings = [
-        "train.checkpointer.period=1",
-        "train.checkpointer.max_to_keep=9",
         "model.backbone.net.drop_path_rate=0.2",
+        "train.accumulation_steps=2",
+        "train.ema_decay=0.9",
     ]
+    with pytest.raises(SystemExit) as stop:
+        detect(drawn_set, cut, *settings)
+    assert stop.value.code == 143 and not (cut / "model_final.pth").exists()
+    sigterm_in_step_2.undo()
     detect(drawn_set, whole, *settings)
-    shutil.copytree(whole, cut)
-    rewind(cut, "model_0000001.pth")
     detect(drawn_set, cut, *settings, "dataloader.train.num_workers=1", resume=True)
-    losses = read_losses(whole)
-    assert read_losses(cut) == {i: loss for i, loss in losses.items() if i > 1} and len(losses) == 4
-    assert_same_model(whole / "model_final.pth", cut / "model_final.pth")
+    assert read_losses(cut) == read_losses(whole) and len(read_losses(whole)) == 4
+    assert_same_run(whole, cut)
+    # what was evaluated is the averaged detector, and so is the best one
+    best = load_plain(whole / "model_best.pth")
+    assert best["meta"]["metric"] == "bbox/AP" and best["meta"]["iterations"] == 4
+    torch.testing.assert_close(best["model"], ema(whole), rtol=0, atol=0)
+
+
+def test_a_loss_of_nan_in_both_stages(drawn_set, tmp_path, monkeypatch):
+    """One is skipped; of pretraining, too many in a row end the run."""
+    for model, out in ((LoMaR, tmp_path / "pre"), (GeneralizedRCNN, tmp_path / "det")):
+        forward, calls = model.forward, []
+
+        def spoilt(self, *args, forward=forward, calls=calls, **kwargs):
+            out = forward(self, *args, **kwargs)
+            calls.append(self.training)
+            if sum(calls) == 2 and self.training:  # the second step
+                if isinstance(out, dict):
+                    return {name: loss * math.nan for name, loss in out.items()}
+                out.loss = out.loss * math.nan
+            return out
+
+        monkeypatch.setattr(model, "forward", spoilt)
+        if model is LoMaR:
+            with pytest.raises(UserError, match="iteration 1,.*checkpoint: .*model_0000000.pth"):
+                settings = ["train.checkpoint_epochs=1", "train.max_skipped_steps=0"]
+                pretrain(drawn_set[1], out, "train.epochs=4", *settings)
+        else:
+            detect(drawn_set, out, "dataloader.evaluator=null")
+            assert read_losses(out).keys() == {0, 2, 3}
+        assert "Iteration 1 is skipped" in (out / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("sizes", [[(480, 640)], [(64, 96), (96, 64)], [(50, 333), (128, 128)]])
@@ -145,12 +210,6 @@ def test_boxes_only_trains_without_masks(drawn_set, tmp_path):
     assert detect(drawn_set, tmp_path / "out", "train.max_iter=2").keys() == {"bbox"}
 
 
-def test_a_picture_that_cannot_be_read_is_named(drawn_set, tmp_path):
-    (drawn_set[1] / "002.png").write_bytes(b"not a picture")
-    with pytest.raises(UserError, match="002.png"):
-        pretrain(drawn_set[1], tmp_path / "out", "train.epochs=2")
-
-
 def test_evaluation_follows_the_detectors_own_heads(drawn_set, tmp_path):
     """Trained on boxes only, evaluated on a set that has masks."""
     boxes = tmp_path / "boxes.json"
@@ -179,15 +238,41 @@ def test_resume_with_another_model_is_refused_and_changes_nothing(drawn_set, tmp
     assert before == {path.name: path.read_bytes() for path in out.glob("*.[py]*")}
 
 
-def test_resume_from_a_damaged_checkpoint_names_the_others(drawn_set, tmp_path):
-    out = tmp_path / "out"
-    pretrain(drawn_set[1], out, "train.epochs=3", "train.checkpoint_epochs=1")
-    (out / "model_final.pth").write_bytes(b"cut off")
-    with pytest.raises(UserError, match="model_final.pth.*last_checkpoint.*model_0000001.pth"):
-        pretrain(drawn_set[1], out, "train.epochs=3", resume=True)
-    (out / "last_checkpoint").write_text("gone.pth")
-    with pytest.raises(UserError, match="gone.pth.*cannot be continued"):
-        pretrain(drawn_set[1], out, "train.epochs=3", resume=True)
+def test_a_finished_run_is_left_as_it_is(drawn_set, tmp_path):
+    out, settings = tmp_path / "out", ["train.epochs=2", "train.picture_epochs=0"]
+    backbone = pretrain(drawn_set[1], out, *settings)
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    with pytest.raises(UserError, match="holds a run already.*--resume.*train.overwrite=True"):
+        pretrain(drawn_set[1], out, *settings)
+    assert pretrain(drawn_set[1], out, *settings, resume=True) == backbone
+    assert "This run is finished: all 2 of 2 iterations" in (out / "log.txt").read_text()
+    after = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert {name for name in after if after[name] != before.get(name)} <= {
+        "log.txt",
+        "last_checkpoint",
+    }
+    # killed before the backbone was written
+    backbone.unlink()
+    assert pretrain(drawn_set[1], out, *settings, resume=True).is_file()
+    # and now for good
+    pretrain(drawn_set[1], out, *settings, "train.epochs=3", "train.overwrite=True")
+    assert read_losses(out).keys() == {0, 1, 2}
+
+
+def test_a_finished_detector_is_only_evaluated_again(drawn_set, tmp_path):
+    out, weights = tmp_path / "out", "train.init_checkpoint="
+    first = detect(drawn_set, out, "train.max_iter=1", "train.max_skipped_steps=0")
+    (out / "metrics_test.json").unlink()  # killed in its evaluation
+    with pytest.raises(UserError, match="holds a run already"):
+        detect(drawn_set, out)
+    again = detect(drawn_set, out, "train.max_iter=1", resume=True)
+    assert "This run is finished" in (out / "log.txt").read_text()
+    assert (out / "metrics_test.json").is_file()
+    assert again.keys() == first.keys() and read_losses(out).keys() == {0}
+    # its own last weights may start the run that replaces it
+    settings = [weights + str(out / "model_final.pth"), "train.overwrite=True"]
+    detect(drawn_set, out, *settings, "train.max_iter=1", "dataloader.evaluator=null")
+    assert not (out / "model_best.pth").exists()
 
 
 def test_resume_takes_the_learning_rate_of_today(drawn_set, tmp_path):
@@ -204,12 +289,6 @@ def test_forgotten_data_is_named(tmp_path):
         detection.main(tool_args(DETECT, *TINY_DETECTOR, f"train.output_dir={tmp_path}"))
 
 
-def test_a_warm_up_longer_than_the_run_is_refused(drawn_set, tmp_path):
-    for settings in (["train.epochs=1"], ["train.epochs=0", "train.warmup_epochs=0"]):
-        with pytest.raises(UserError, match="train.warmup_epochs"):
-            pretrain(drawn_set[1], tmp_path / "pre", *settings)
-
-
 @pytest.mark.parametrize("eval_only", [True, False])
 def test_wrong_checkpoints_are_refused(drawn_set, tmp_path, eval_only):
     with pytest.raises(UserError, match="gone.pth does not exist"):
@@ -222,3 +301,34 @@ def test_evaluation_needs_a_whole_detector(drawn_set, tmp_path):
         detect(drawn_set, tmp_path, f"train.init_checkpoint={backbone}", eval_only=True)
     with pytest.raises(UserError, match="--eval-only needs weights"):
         detect(drawn_set, tmp_path, eval_only=True)
+
+
+def test_a_frozen_backbone_stays_as_it_was(drawn_set, tmp_path):
+    """Also under weight decay, which no gradient is needed for."""
+    backbone = pretrain(drawn_set[1], tmp_path / "pre", "train.epochs=1", "train.warmup_epochs=0")
+    settings = ["model.backbone.net.freeze_at=3", f"train.init_checkpoint={backbone}"]
+    detect(drawn_set, tmp_path / "out", *settings, "train.max_iter=2", "train.eval_period=0")
+    before = load_plain(backbone)["model"]
+    after = load_plain(tmp_path / "out" / "model_final.pth")["model"]
+    names = [name for name in before if name.startswith(("blocks.", "patch_embed."))]
+    assert len(names) > 20
+    for name in names:
+        trained = after[f"backbone.net.{name}"]
+        assert torch.equal(trained, before[name][..., : trained.shape[-1]]), name
+    with pytest.raises(UserError, match="start without --resume"):
+        unfrozen = ["model.backbone.net.freeze_at=0", "train.max_iter=3"]
+        detect(drawn_set, tmp_path / "out", *unfrozen, resume=True)
+
+
+@pytest.mark.parametrize("rel_pos", ["none", "decomposed"])
+def test_irpe_weights_need_irpe(drawn_set, tmp_path, rel_pos):
+    backbone = pretrain(drawn_set[1], tmp_path / "pre", "train.epochs=1", "train.warmup_epochs=0")
+    settings = [f"model.backbone.net.rel_pos={rel_pos}", f"train.init_checkpoint={backbone}"]
+    with pytest.raises(UserError, match="with iRPE.*rel_pos=irpe"):
+        detect(drawn_set, tmp_path / "out", *settings)
+
+
+def test_a_precision_that_the_device_lacks_is_refused_before_data_is_read(tmp_path):
+    settings = ["train.precision=fp16", f"train.output_dir={tmp_path}"]
+    with pytest.raises(UserError, match="fp16 needs a GPU"):
+        detection.main(tool_args(DETECT, *TINY_DETECTOR, *settings))

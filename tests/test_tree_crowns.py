@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 # The project's folder is not a package: its scripts find each other as neighbours.
@@ -46,32 +44,6 @@ def voc(size: tuple[int, int], boxes: list[tuple[int, int, int, int]]) -> str:
         f"<annotation><size><width>{size[0]}</width><height>{size[1]}</height></size>"
         f"{items}</annotation>"
     )
-
-
-@given(length=st.integers(1, 600), tile_size=st.integers(1, 200), data=st.data())
-def test_spans_cover_the_side(length, tile_size, data):
-    overlap = data.draw(st.integers(0, tile_size - 1))
-    spans = tiling.tile_spans(length, tile_size, overlap)
-    assert spans[0][0] == 0 and spans[-1][1] == length
-    assert all(0 < stop - start <= tile_size for start, stop in spans)
-    shared = [a[1] - b[0] for a, b in zip(spans[:-1], spans[1:], strict=True)]
-    if overlap:
-        assert all(stop - start == min(tile_size, length) for start, stop in spans)
-        assert all(s >= overlap for s in shared)
-    else:
-        assert all(s == 0 for s in shared)
-
-
-@pytest.mark.parametrize(
-    ("length", "tile", "overlap"), [(100, 40, 40), (100, -1, 0), (100, 40, -1)]
-)
-def test_unusable_spans_are_refused(length, tile, overlap):
-    with pytest.raises(ValueError, match="overlap"):
-        tiling.tile_spans(length, tile, overlap)
-
-
-def test_tile_size_zero_is_the_whole_picture():
-    assert list(tiling.tile_boxes(SIZE, 0, 0)) == [(0, 0, *SIZE)]
 
 
 @pytest.mark.parametrize(("tile_size", "overlap"), [(100, 40), (100, 0), (64, 16), (0, 0)])

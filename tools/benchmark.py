@@ -5,7 +5,10 @@ python tools/benchmark.py attention [--device cpu] [--tiny] [--json OUT]
 
 import argparse
 import json
+import signal
 from pathlib import Path
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C at any time: no traceback
 
 from lomar_det.benchmarks import benchmark_attention, format_table
 from lomar_det.engine import pick_device

@@ -5,6 +5,9 @@ python tools/pretrain.py --config-file configs/pretrain/X.py [--num-gpus N] [--r
 """
 
 import argparse
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the long imports: no traceback
 
 from lomar_det.engine import add_run_arguments, run_tool
 from lomar_pretrain.engine import main

@@ -2,9 +2,13 @@
 
 python tools/train_net.py --config-file configs/coco/X.py [--num-gpus N] [--resume] key=value ...
 python tools/train_net.py --config-file configs/coco/X.py --eval-only train.init_checkpoint=FILE
+python tools/train_net.py --config-file configs/coco/X.yaml MODEL.WEIGHTS FILE KEY VALUE ...
 """
 
 import argparse
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the long imports: no traceback
 
 from lomar_det.engine import add_run_arguments, run_tool
 from lomar_det.engine.detection import main

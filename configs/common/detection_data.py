@@ -6,17 +6,29 @@
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
-from detectron2.evaluation import COCOEvaluator
 from omegaconf import OmegaConf
 
 from lomar_det.data import RGBDatasetMapper, build_train_loader
+from lomar_det.evaluation import CocoEvaluator
 
-data = OmegaConf.create({"image_size": 1024, "min_scale": 0.1, "max_scale": 2.0})
+data = OmegaConf.create(
+    {
+        "image_size": 1024,
+        "min_scale": 0.1,
+        "max_scale": 2.0,
+        # train on pictures without objects, too: False
+        "filter_empty": True,
+        # pycocotools, or hotcoco: the same numbers, much sooner (pip install hotcoco)
+        "evaluator": "pycocotools",
+    }
+)
 
 dataloader = OmegaConf.create()
 
 dataloader.train = L(build_train_loader)(
-    dataset=L(get_detection_dataset_dicts)(names="coco_2017_train"),
+    dataset=L(get_detection_dataset_dicts)(
+        names="coco_2017_train", filter_empty="${data.filter_empty}"
+    ),
     mapper=L(RGBDatasetMapper)(
         is_train=True,
         augmentations=[
@@ -53,6 +65,6 @@ dataloader.test = L(build_detection_test_loader)(
     num_workers=4,
 )
 
-dataloader.evaluator = L(COCOEvaluator)(
-    dataset_name="${..test.dataset.names}", max_dets_per_image=None
+dataloader.evaluator = L(CocoEvaluator)(
+    dataset_name="${..test.dataset.names}", backend="${data.evaluator}", max_dets_per_image=None
 )

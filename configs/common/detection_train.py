@@ -7,6 +7,8 @@ from omegaconf import OmegaConf
 from lomar_det.engine import step_schedule
 from lomar_det.modeling import layer_decay_params
 
+from .run import run
+
 optimizer = L(torch.optim.AdamW)(
     params=L(layer_decay_params)(
         # the trainer sets ``model``
@@ -26,23 +28,26 @@ lr_multiplier = L(step_schedule)(
 
 train = OmegaConf.create(
     {
+        **run,
         "output_dir": "output/detector",
         # a pretrained backbone or a whole detector; empty trains from random weights
         "init_checkpoint": "",
-        "max_iter": 184375,
-        # set, it decides max_iter (data of one's own only)
+        # epochs decide the iterations, unless those are given
         "epochs": None,
-        # auto: the GPU if there is one; cuda, cpu
-        "device": "auto",
-        # auto: bf16 on a GPU that has it, else fp32; evaluation runs in it, too
-        "precision": "auto",
-        # total_batch_size is split into this many forward passes
-        "accumulation_steps": 1,
-        "clip_grad_norm": None,
-        "seed": 0,
-        "ddp": {"broadcast_buffers": False, "find_unused_parameters": False},
-        "checkpointer": {"period": 5000, "max_to_keep": 3},
+        "max_iter": None,
+        # the batch that optimizer.lr is meant for; another one is remarked upon in the log
+        "lr_batch_size": 64,
+        # 4 images of 1024x1024 took 13.3 GiB with ViT-B (docs/performance.md)
+        "max_batch_per_gpu": 4,
+        "checkpointer": {
+            # iterations between checkpoints, of which the last few stay, ...
+            "period": 5000,
+            "max_to_keep": 3,
+            # ... and between those that are never deleted; null for none
+            "milestone_period": None,
+            # model_best.pth holds the weights with the highest; segm/AP for masks, null for none
+            "best_metric": "bbox/AP",
+        },
         "eval_period": 5000,
-        "log_period": 20,
     }
 )

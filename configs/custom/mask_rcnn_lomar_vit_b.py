@@ -2,7 +2,7 @@
 
 Give the four ``data`` settings, here or on the command line; classes, names, the mask head (off
 where the annotations have boxes only), detections per image and iterations follow from the files.
-Batch 16 at 1024x1024 is meant for four GPUs, or one with ``train.accumulation_steps=4``.
+Batch 16 at 1024x1024 goes through four GPUs at once, and through one in four passes.
 """
 
 from ..common.detection_data import data, dataloader
@@ -11,10 +11,12 @@ from ..common.models.mask_rcnn_lomar_vit import model
 
 data.train = {"annotations": "???", "images": "???"}
 data.val = {"annotations": "???", "images": "???"}
+# detections kept per picture, and maxDets of AP; auto: 100, or as many hundreds as val needs
 data.max_detections = "auto"
 
 dataloader.train.total_batch_size = 16
 optimizer.lr = 5e-5
+train.lr_batch_size = 16
 train.epochs = 50
 train.eval_period = 1000
 train.checkpointer.period = 1000

@@ -15,6 +15,7 @@ dataloader.train.total_batch_size = 4
 dataloader.train.num_workers = dataloader.test.num_workers = 2
 
 optimizer.lr = 5e-4
+train.lr_batch_size = 4
 optimizer.weight_decay = 0.05
 optimizer.params.lr_decay_rate = 0.9
 lr_multiplier.warmup_iters = 50

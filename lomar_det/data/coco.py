@@ -2,16 +2,17 @@
 
 import json
 import logging
-import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from ..errors import UserError
-from ..images import image_size
+from .annotation_checks import check_annotations
+from .file_checks import check_files
+from .findings import ERROR, WARNING, Findings
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +24,9 @@ class CocoSummary:
     Attributes:
         annotations, images: Where the set lies.
         class_names: In the order of the category ids, which need not be contiguous.
+        class_counts: Non-crowd objects of each class.
         num_images: All images; ``num_annotated_images`` of them have at least one non-crowd object.
-        num_instances: Non-crowd objects.
+        num_instances: Non-crowd objects; there are ``num_crowds`` more regions.
         max_instances: The most non-crowd objects in one image.
         num_masks: Non-crowd objects with a segmentation; ``has_masks``: all of them have one.
         has_rle: At least one non-crowd segmentation is a run-length encoding.
@@ -34,9 +36,11 @@ class CocoSummary:
     images: Path
     category_ids: tuple[int, ...]
     class_names: tuple[str, ...]
+    class_counts: tuple[int, ...]
     num_images: int
     num_annotated_images: int
     num_instances: int
+    num_crowds: int
     max_instances: int
     num_masks: int
     has_rle: bool
@@ -53,158 +57,126 @@ class CocoSummary:
         )
 
 
-def read_coco_summary(
-    annotations: str | Path, images: str | Path, for_evaluation: bool = False
-) -> CocoSummary:
-    """Reads a COCO annotation file and checks that the pictures it names are there.
-
-    With ``for_evaluation``, also that it has what pycocotools needs to compute AP.
-
-    Raises:
-        UserError: a file or folder is missing, the JSON is not in COCO format, or it names
-            pictures that do not exist; the message names them and the remedy.
-    """
-    annotations, images = Path(annotations).expanduser(), Path(images).expanduser()
-    data = _read_json(annotations)
-    if not images.is_dir():
-        raise UserError(f"the image folder {images} does not exist; set data.*.images to it")
-    _check_images(data, annotations, images)
-    categories = sorted(data["categories"], key=lambda category: category["id"])
+def summarize_coco(data: dict, annotations: Path, images: Path) -> CocoSummary:
+    """The summary of a COCO file whose entries are complete."""
+    categories = _sorted_categories(data)
     objects = [a for a in data["annotations"] if not a.get("iscrowd", 0)]
-    _check_references(data, objects, annotations)
-    _check_boxes(data, objects, annotations)
-    if for_evaluation:
-        _check_evaluable(data, annotations)
     per_image = Counter(a["image_id"] for a in objects)
+    per_class = Counter(a["category_id"] for a in objects)
     segmentations = [a.get("segmentation") for a in objects]
     return CocoSummary(
         annotations=annotations,
         images=images,
         category_ids=tuple(category["id"] for category in categories),
         class_names=tuple(str(category["name"]) for category in categories),
+        class_counts=tuple(per_class[category["id"]] for category in categories),
         num_images=len(data["images"]),
         num_annotated_images=len(per_image),
         num_instances=len(objects),
+        num_crowds=len(data["annotations"]) - len(objects),
         max_instances=max(per_image.values(), default=0),
         num_masks=sum(map(bool, segmentations)),
         has_rle=any(isinstance(s, dict) for s in segmentations),
     )
 
 
-def _read_json(path: Path) -> dict:
+def read_categories(annotations: str | Path) -> list[dict]:
+    """The categories of an annotation file, ``id`` and ``name``, in the order of the classes.
+
+    Raises:
+        UserError: the file cannot be read, or lists no categories.
+    """
     try:
-        data = json.loads(path.read_text("utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(
-            f"the annotation file {path} does not exist; set data.*.annotations to it"
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"the annotation file {path} is not readable JSON: {error}") from None
-    required = {
-        "images": ("id", "file_name", "width", "height"),
-        "annotations": ("id", "image_id", "category_id", "bbox"),
-        "categories": ("id", "name"),
-    }
-    for section, keys in required.items():
-        if not isinstance(data, dict) or not isinstance(data.get(section), list):
-            raise UserError(f"{path} is not in COCO instance format: it has no list {section!r}")
-        for number, entry in enumerate(data[section]):
-            missing = [k for k in keys if not isinstance(entry, dict) or k not in entry]
-            if missing:
-                raise UserError(
-                    f"{path}: entry {number} of {section!r} has no {missing[0]!r}; COCO instance "
-                    f"format needs {', '.join(keys)} there"
-                )
-    if not data["categories"] or not data["images"]:
-        raise UserError(f"{path} lists no {'images' if data['categories'] else 'categories'}")
-    return data
-
-
-def _check_images(data: dict, annotations: Path, images: Path) -> None:
-    missing = [
-        i["file_name"] for i in data["images"] if not (images / str(i["file_name"])).is_file()
-    ]
-    if missing:
-        raise UserError(
-            f"{annotations} names {len(missing)} of {len(data['images'])} pictures that are not in "
-            f"{images}, first {missing[0]!r}; put them there, or set data.*.images to their folder"
+        categories = _sorted_categories(
+            json.loads(Path(annotations).expanduser().read_text("utf-8"))
         )
-    for image in data["images"]:
-        size = image_size(images / image["file_name"])
-        if size != (image["width"], image["height"]):
-            raise UserError(
-                f"{annotations} says that {image['file_name']} is {image['width']} x "
-                f"{image['height']} pixels, the file is {size[0]} x {size[1]}; correct the entry"
-            )
+        return [{"id": category["id"], "name": str(category["name"])} for category in categories]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{annotations} has no categories in COCO format ({type(error).__name__}: {error})"
+        ) from None
 
 
-def _check_references(data: dict, objects: list[dict], annotations: Path) -> None:
-    image_ids = {image["id"] for image in data["images"]}
-    category_ids = {category["id"] for category in data["categories"]}
-    ids = Counter(a["id"] for a in data["annotations"])
-    problems = {
-        "an unknown image_id": [a for a in objects if a["image_id"] not in image_ids],
-        "an unknown category_id": [a for a in objects if a["category_id"] not in category_ids],
-        "an id that another one has": [a for a in objects if ids[a["id"]] > 1],
-    }
-    if len(image_ids) < len(data["images"]):
-        raise UserError(f"{annotations}: several images have the same id; give each its own")
-    if len(category_ids) < len(data["categories"]):
-        raise UserError(f"{annotations}: several categories have the same id; give each its own")
-    for what, bad in problems.items():
-        if bad:
-            raise UserError(
-                f"{annotations}: {len(bad)} annotations have {what}, first the one with id "
-                f"{bad[0]['id']}; correct or remove them"
-            )
+def _sorted_categories(data: dict) -> list[dict]:
+    return sorted(data["categories"], key=lambda category: category["id"])
 
 
-def _check_boxes(data: dict, objects: list[dict], annotations: Path) -> None:
-    """Boxes are [x, y, width, height] in pixels; what is not would train in vain, and silently."""
-    sizes = {image["id"]: (image["width"], image["height"]) for image in data["images"]}
-    wrong = []
-    for entry in objects:
-        box = entry["bbox"]
-        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_finite, box))):
-            raise UserError(
-                f"{annotations}: the annotation with id {entry['id']} has the bbox {box}; COCO "
-                "boxes are four numbers, [x, y, width, height] in pixels"
-            )
-        width, height = sizes[entry["image_id"]]
-        x, y, w, h = box
-        if min(w, h) <= 0 or x < -1 or y < -1 or x + w > width + 1 or y + h > height + 1:
-            wrong.append(entry["id"])
-    if not wrong:
-        if objects and all(max(entry["bbox"]) <= 1 for entry in objects):
-            raise UserError(f"{annotations}: boxes are in pixels, these look normalised to 0..1")
-        return
-    message = (
-        f"{annotations}: {len(wrong)} of {len(objects)} boxes are empty or reach out of their "
-        f"picture, first that of the annotation with id {wrong[0]}"
+def merge_summaries(summaries: list[CocoSummary]) -> CocoSummary:
+    """One summary of several files with the same categories; its paths are those of the first."""
+    counted = ("num_images", "num_annotated_images", "num_instances", "num_crowds", "num_masks")
+    return replace(
+        summaries[0],
+        class_counts=tuple(map(sum, zip(*(s.class_counts for s in summaries), strict=True))),
+        max_instances=max(s.max_instances for s in summaries),
+        has_rle=any(s.has_rle for s in summaries),
+        **{name: sum(getattr(s, name) for s in summaries) for name in counted},
     )
-    if 2 * len(wrong) > len(objects):
-        raise UserError(f"{message}; COCO boxes are [x, y, width, height], not corners")
-    logger.warning(message)
 
 
-def _is_finite(value) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def check_coco(
+    annotations: Path,
+    images: Path,
+    for_training: bool = True,
+    for_evaluation: bool = True,
+    decode: bool = False,
+    progress: bool = False,
+) -> tuple[dict | None, Findings]:
+    """All checks of a COCO-format set: `lomar_det.data.check` reports them, training obeys them.
+
+    Args:
+        annotations: The JSON file.
+        images: The folder of its pictures.
+        for_training, for_evaluation: What the set shall be used for.
+        decode: Read all pictures completely, not just their headers.
+        progress: Show a progress bar.
+
+    Returns:
+        The file's content, None if its entries cannot be used, and what was found.
+    """
+    findings = Findings()
+    try:
+        data = json.loads(annotations.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        findings.add("json", f"{annotations.name}: {error}")
+        return None, findings
+    if not check_annotations(data, findings, for_training, for_evaluation):
+        return None, findings
+    check_files(data["images"], images, findings, decode, progress)
+    return data, findings
 
 
-def _check_evaluable(data: dict, annotations: Path) -> None:
-    """pycocotools would fail on these, or count wrong, but only after the training."""
-    for number, annotation in enumerate(data["annotations"]):
-        missing = [key for key in ("area", "iscrowd") if key not in annotation]
-        if missing:
-            raise UserError(
-                f"{annotations}: entry {number} of 'annotations' has no {missing[0]!r}, which COCO "
-                "evaluation needs; add it to all (iscrowd: 0; area: of the mask or the box)"
-            )
-        if isinstance(annotation["id"], int) and annotation["id"] < 1:
-            raise UserError(
-                f"{annotations}: an annotation has the id {annotation['id']}; COCO evaluation "
-                "needs ids of at least 1, renumber them"
-            )
+def read_coco_summary(
+    annotations: str | Path, images: str | Path, for_evaluation: bool = False
+) -> CocoSummary:
+    """Reads a COCO annotation file and checks it and the pictures it names; warnings are logged.
+
+    Args:
+        annotations: The JSON file.
+        images: The folder of its pictures.
+        for_evaluation: AP shall be computed on it; otherwise, it is trained on.
+
+    Raises:
+        UserError: a file or folder is missing, or there is a finding of the level error; the
+            message names the first, and the remedy.
+    """
+    annotations, images = Path(annotations).expanduser(), Path(images).expanduser()
+    if not annotations.is_file():
+        raise UserError(
+            f"the annotation file {annotations} does not exist; set data.*.annotations to it"
+        )
+    if not images.is_dir():
+        raise UserError(f"the image folder {images} does not exist; set data.*.images to it")
+    data, findings = check_coco(annotations, images, not for_evaluation, for_evaluation)
+    errors = findings.of_level(ERROR)
+    if errors:
+        others = f". Further kinds of errors: {', '.join(errors[1:])}" if errors[1:] else ""
+        raise UserError(
+            f"{annotations}: {findings.sentence(errors[0])}{others}. For a full report: "
+            f"python -m lomar_det.data.check {annotations} {images}"
+        )
+    for name in findings.of_level(WARNING):
+        logger.warning("%s: %s", annotations, findings.sentence(name))
+    return summarize_coco(data, annotations, images)
 
 
 def register_coco(

@@ -6,7 +6,11 @@ import numpy as np
 import torch
 from detectron2.data import DatasetMapper
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import SizeMismatchError, check_image_size
+from detectron2.data.detection_utils import (
+    SizeMismatchError,
+    annotations_to_instances,
+    check_image_size,
+)
 
 from ..errors import UserError
 from ..images import load_image
@@ -36,3 +40,10 @@ class RGBDatasetMapper(DatasetMapper):
         elif "annotations" in dataset_dict:
             self._transform_annotations(dataset_dict, transforms, image.shape[1:])
         return dataset_dict
+
+    def _transform_annotations(self, dataset_dict: dict, transforms, image_shape) -> None:
+        if any(not entry.get("iscrowd", 0) for entry in dataset_dict["annotations"]):
+            return super()._transform_annotations(dataset_dict, transforms, image_shape)
+        # The base class would take the boxes from masks, and there are none.
+        del dataset_dict["annotations"]
+        dataset_dict["instances"] = annotations_to_instances([], image_shape)

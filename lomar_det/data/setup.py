@@ -6,7 +6,7 @@ import math
 from omegaconf import DictConfig, OmegaConf
 
 from ..errors import UserError
-from .coco import CocoSummary, register_coco
+from .coco import CocoSummary, merge_summaries, register_coco
 
 logger = logging.getLogger(__name__)
 
@@ -16,8 +16,8 @@ def configure_data(cfg: DictConfig, training: bool = True) -> None:
 
     Sets the names in ``dataloader``, the number of classes of all heads, the mask head (off, with a
     log line, where the annotations have boxes only), the mask format, the detections kept per
-    image, and ``train.max_iter`` from ``train.epochs``. A config without ``data.val`` (COCO under
-    its registered names) stays as it is.
+    image, and ``train.max_iter`` from ``train.epochs``. A config without ``data.val`` (COCO
+    under its registered names) gets only the latter, from ``data.num_images``.
 
     Args:
         cfg: A LazyConfig of `configs/custom` or `configs/coco`, overrides applied.
@@ -26,9 +26,9 @@ def configure_data(cfg: DictConfig, training: bool = True) -> None:
     Raises:
         UserError: a setting is missing, or see `read_coco_summary`.
     """
-    if "val" not in cfg.get("data", {}):
-        if cfg.train.get("epochs"):
-            raise UserError("train.epochs counts data of one's own; set train.max_iter instead")
+    if "val" not in cfg.data:
+        if training:
+            _configure_iterations(cfg, cfg.data.get("num_images"))
         return
     val = _register(cfg, "val")
     train = val
@@ -40,31 +40,52 @@ def configure_data(cfg: DictConfig, training: bool = True) -> None:
     _configure_masks(cfg, train, val)
     _configure_max_detections(cfg, val.max_instances)
     if training:
-        if not train.num_instances:
-            raise UserError(f"{train.annotations} has no objects to learn from")
-        _configure_iterations(cfg, train.num_annotated_images)
+        filtered = cfg.dataloader.train.dataset.filter_empty
+        _configure_iterations(cfg, train.num_annotated_images if filtered else train.num_images)
 
 
 def _register(cfg: DictConfig, split: str) -> CocoSummary:
+    """Registers a split; that of training may be several files."""
     part = cfg.data[split]
     for key in ("annotations", "images"):
         if OmegaConf.is_missing(part, key) or not part[key]:
             what = "COCO-format JSON file" if key == "annotations" else "folder of its pictures"
             raise UserError(f"data.{split}.{key} is not set: give the {what}")
-    name = f"custom_{split}"
-    summary = register_coco(
-        name, str(part.annotations), str(part.images), for_evaluation=split == "val"
-    )
-    loader = cfg.dataloader.train if split == "train" else cfg.dataloader.test
-    loader.dataset.names = name
-    return summary
-
-
-def _check_same_categories(train: CocoSummary, val: CocoSummary) -> None:
-    if (train.category_ids, train.class_names) != (val.category_ids, val.class_names):
+    files, folders = as_list(part.annotations), as_list(part.images)
+    if len(folders) == 1:
+        folders *= len(files)
+    if len(files) != len(folders):
         raise UserError(
-            f"{train.annotations} and {val.annotations} list different categories "
-            f"({len(train.class_names)} and {len(val.class_names)}): ids and names must be the same"
+            f"data.{split} has {len(files)} annotation files and {len(folders)} image folders: "
+            "give one folder for all, or one for each"
+        )
+    if split == "val" and len(files) > 1:
+        raise UserError("data.val.annotations takes one file: AP is computed on one set")
+    names = [f"custom_{split}"] + [f"custom_{split}_{i}" for i in range(2, len(files) + 1)]
+    summaries = [
+        register_coco(*args, for_evaluation=split == "val")
+        for args in zip(names, files, folders, strict=True)
+    ]
+    for other in summaries[1:]:
+        _check_same_categories(summaries[0], other)
+    loader = cfg.dataloader.train if split == "train" else cfg.dataloader.test
+    loader.dataset.names = names if len(names) > 1 else names[0]
+    return merge_summaries(summaries)
+
+
+def as_list(setting) -> list[str]:
+    """A setting that may be one path or several."""
+    return [str(path) for path in setting] if OmegaConf.is_list(setting) else [str(setting)]
+
+
+def _check_same_categories(first: CocoSummary, second: CocoSummary) -> None:
+    if (first.category_ids, first.class_names) != (second.category_ids, second.class_names):
+        a = set(zip(first.category_ids, first.class_names, strict=True))
+        b = set(zip(second.category_ids, second.class_names, strict=True))
+        only = sorted(a ^ b)
+        raise UserError(
+            f"{first.annotations} and {second.annotations} list different categories "
+            f"({len(a)} and {len(b)}; in one only: {only[:4]}): ids and names must be the same"
         )
 
 
@@ -78,7 +99,7 @@ def _configure_masks(cfg: DictConfig, train: CocoSummary, val: CocoSummary) -> N
         logger.warning("%s has %s: the mask head is off", train.annotations, what)
         switch_masks_off(cfg)
         return
-    if not val.has_masks:
+    if val.num_instances and not val.has_masks:
         raise UserError(
             f"{train.annotations} has masks but {val.annotations} has not: give both masks, or "
             "train on boxes only with model.roi_heads.mask_head=null"
@@ -99,25 +120,42 @@ def _configure_max_detections(cfg: DictConfig, max_instances: int) -> None:
     if cfg.data.get("max_detections", "auto") == "auto":
         cfg.data.max_detections = max(100, math.ceil(max_instances / 100) * 100)
     limit = cfg.data.max_detections
+    if not isinstance(limit, int) or limit < 1:
+        raise UserError(f"data.max_detections={limit} must be auto or a whole number, at least 1")
     if limit != 100:
         logger.info("Up to %d objects in a picture: keeping %d detections", max_instances, limit)
-    cfg.model.roi_heads.box_predictor.test_topk_per_image = limit
+    heads = cfg.model.roi_heads
+    for predictor in heads.get("box_predictors") or [heads.box_predictor]:  # cascade or not
+        predictor.test_topk_per_image = limit
     proposals = cfg.model.proposal_generator.post_nms_topk
     cfg.model.proposal_generator.post_nms_topk = (proposals[0], max(proposals[1], limit))
     if cfg.dataloader.get("evaluator") is not None:
         cfg.dataloader.evaluator.max_dets_per_image = limit
 
 
-def _configure_iterations(cfg: DictConfig, num_images: int) -> None:
-    epochs, batch = cfg.train.get("epochs"), cfg.dataloader.train.total_batch_size
-    if epochs is not None:
-        if not isinstance(epochs, int | float) or epochs <= 0:
-            raise UserError(f"train.epochs={epochs} must be a number above 0, or null")
-        cfg.train.max_iter = max(1, math.ceil(epochs * num_images / batch))
+def _configure_iterations(cfg: DictConfig, num_images: int | None) -> None:
+    epochs, batch = cfg.train.epochs, cfg.dataloader.train.total_batch_size
+    if cfg.train.max_iter is not None:
+        if epochs is not None:
+            logger.warning("train.max_iter is set: train.epochs=%g does not count", epochs)
+    elif epochs is None or num_images is None:
+        raise UserError("give the length of the run: train.epochs or train.max_iter")
+    else:
+        cfg.train.max_iter = math.ceil(epochs * num_images / batch)
         logger.info(
-            "%g epochs x %d images with objects / batch %d = %d iterations",
+            "%g epochs x %d images / batch %d = %d iterations",
             epochs,
             num_images,
             batch,
             cfg.train.max_iter,
+        )
+    usual, lr = cfg.train.lr_batch_size, cfg.optimizer.lr
+    if usual not in (None, batch):
+        logger.warning(
+            "the learning rate %g is meant for batch %d, this run has %d; scaled linearly it would "
+            "be %g (optimizer.lr)",
+            lr,
+            usual,
+            batch,
+            lr * batch / usual,
         )

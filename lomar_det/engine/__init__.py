@@ -4,21 +4,43 @@ from ..compat import require_detectron2
 
 require_detectron2()
 
-from .checkpointer import Checkpointer, load_plain, save_atomically
-from .hooks import StopOnSignal, standard_hooks
-from .launch import add_run_arguments, pick_device, run_tool, save_config, setup_run
+from .best import BestModel
+from .checkpointer import (
+    Checkpointer,
+    check_output_dir,
+    delete_old_run,
+    load_plain,
+    save_atomically,
+)
+from .hooks import StopOnDivergence, StopOnSignal, standard_hooks
+from .launch import (
+    add_config_arguments,
+    add_run_arguments,
+    pick_device,
+    run_tool,
+    save_config,
+    setup_run,
+)
 from .precision import autocast, resolve_precision
-from .schedules import step_schedule, warmup_cosine_schedule
-from .trainer import Trainer, wrap_ddp
+from .schedules import check_warmup, plan_epochs, step_schedule, warmup_cosine_schedule
+from .trainer import Trainer, build_trainer, wrap_ddp
 
 __all__ = [
+    "BestModel",
     "Checkpointer",
+    "StopOnDivergence",
     "StopOnSignal",
     "Trainer",
+    "add_config_arguments",
     "add_run_arguments",
     "autocast",
+    "build_trainer",
+    "check_output_dir",
+    "check_warmup",
+    "delete_old_run",
     "load_plain",
     "pick_device",
+    "plan_epochs",
     "resolve_precision",
     "run_tool",
     "save_atomically",

@@ -1,46 +1,90 @@
 """Checkpoints that a crash cannot damage, and that load without unpickling anything but data."""
 
 import argparse
+import contextlib
+import json
 import logging
 import os
 import pickle
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import safetensors.torch
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from omegaconf import DictConfig
+from torch import nn
 
 from ..errors import UserError
+from .safe_pickle import load_numpy_pickle
 
 logger = logging.getLogger(__name__)
 
 
+# What a run can be continued from; model_best.pth and model_final_ema.pth hold weights alone.
+RESUMABLE = re.compile(r"model_(\d{7}(_milestone)?|final)\.pth")
+
+
 def save_atomically(data: Any, path: str | Path) -> None:
-    """Writes to a temporary name, flushes to disk, renames: the old file stays until then."""
+    """Writes a file after which either the whole new one is on disk, or the old one as it was.
+
+    A ``.safetensors`` file takes ``{"model": tensors, "meta": plain data}``, others anything that
+    `torch.save` takes.
+    """
     path = Path(path)
+    _write_atomically(path, lambda file: _write(data, file, path.suffix))
+
+
+def _write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Writes to a temporary name, flushes to disk, renames."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as file:
-            torch.save(data, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into RuntimeError
-        temporary.unlink(missing_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:
+        # torch.save buries a full disk under an error of its zip writer.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise UserError(
-            f"{path} could not be written ({error}); earlier checkpoints are untouched. Free disk "
+            f"{path} could not be written ({cause}); earlier checkpoints are untouched. Free disk "
             "space or fix the permissions, then continue with --resume"
         ) from error
+    with contextlib.suppress(OSError):  # some network file systems cannot flush a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _write(data: Any, file: IO[bytes], suffix: str) -> None:
+    if suffix == ".safetensors":  # its metadata is text by text
+        metadata = {"format": "pt", "meta": json.dumps(data.get("meta", {}))}
+        file.write(safetensors.torch.save(data["model"], metadata))
+    else:
+        torch.save(data, file)
 
 
 def load_plain(path: str | Path) -> Any:
     """`torch.load` for tensors and plain data only, plus the argparse.Namespace of official files.
 
+    A ``.safetensors`` file comes as ``{"model": tensors, "meta": plain data}``, like its .pth twin;
+    a ``.pkl`` of detectron2's model zoo as in `load_numpy_pickle`.
+
     Raises:
         UserError: the file is missing, damaged, or contains anything that would need unpickling.
     """
-    path = os.path.expanduser(str(path))
+    # detectron2's configs ask like this for its matching by similar names; ours needs no hint
+    path = os.path.expanduser(str(path)).removesuffix("?matching_heuristics=True")
     if os.path.isdir(path):
         raise UserError(
             f"{path} is a folder: give a file in it, backbone_final.pth or model_final.pth"
@@ -51,11 +95,16 @@ def load_plain(path: str | Path) -> Any:
         raise UserError(f"the checkpoint {path} cannot be fetched: {error}") from None
     if not os.path.isfile(path):
         raise UserError(f"the checkpoint {path} does not exist")
+    _refuse_what_is_no_checkpoint(path)
     try:
         if path.endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            return load_file(path)
+            with safetensors.safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+            meta = json.loads(metadata.get("meta", "{}"))
+            return {"model": safetensors.torch.load_file(path), "meta": meta}
+        if path.endswith(".pkl"):
+            with open(path, "rb") as file:
+                return load_numpy_pickle(file)
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -70,42 +119,115 @@ def load_plain(path: str | Path) -> Any:
         ) from None
 
 
+def _refuse_what_is_no_checkpoint(path: str) -> None:
+    """Files that end up under a checkpoint's name: readers would only call them damaged."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(256)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not start:
+        what = "is empty; copy or download it again"
+    elif start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        what = "is a web page; download the file itself"
+    elif start.startswith(b"version https://git-lfs"):
+        what = "is a Git LFS pointer; fetch the file itself with `git lfs pull`"
+    elif start.startswith(b"PK") and start[30:].partition(b".npy")[1]:
+        what = "is a numpy archive (.npz); load it with timm and save the model's state_dict()"
+    else:
+        return
+    raise UserError(f"{path} is no checkpoint: it {what}")
+
+
 class Checkpointer(DetectionCheckpointer):
-    """detectron2's checkpointer with atomic writes and `load_plain`."""
+    """detectron2's checkpointer with atomic writes and `load_plain`.
+
+    Args:
+        meta: Plain data that every file says about itself, under ``meta``.
+    """
+
+    def __init__(self, model, save_dir: str = "", *, meta: dict | None = None, **kwargs: Any):
+        super().__init__(model, save_dir, **kwargs)
+        self.meta = meta
 
     def save(self, name: str, **kwargs: Any) -> None:
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict()}
         data |= {key: item.state_dict() for key, item in self.checkpointables.items()}
+        if self.meta is not None:
+            data["meta"] = self.meta
         path = Path(self.save_dir, f"{name}.pth")
         logger.info("Saving checkpoint to %s", path)
         save_atomically(data | kwargs, path)
         self.tag_last_checkpoint(path.name)
 
-    def resume(self) -> None:
+    def resume(self, max_iter: int) -> int:
         """Continues from the last checkpoint, everything included.
 
+        A damaged one is passed over, with a warning, for the one before it.
+
+        Args:
+            max_iter: Length of the run by today's config.
+
+        Returns:
+            The iteration to go on with; ``max_iter`` if the run is finished.
+
         Raises:
-            UserError: there is none, it is damaged, or it is of a run with other settings; nothing
-                has been written then.
+            UserError: there is no checkpoint, none that can be read, or it is of a run with other
+                settings; nothing has been written then.
         """
+        # One process decides, so that all continue from the same.
+        path, data = self._last_good() if comm.is_main_process() else (None, None)
+        path = comm.all_gather(path)[0]
+        data = data or load_plain(path)
+        try:
+            self._log_incompatible_keys(self._load_model(data))
+            for key, item in self.checkpointables.items():
+                item.load_state_dict(data[key])
+        except (UserError, KeyError, ValueError) as error:
+            raise UserError(
+                f"--resume: {path} cannot be continued ({error}). With other settings, start "
+                "without --resume in another train.output_dir"
+            ) from None
+        if comm.is_main_process():
+            self.tag_last_checkpoint(Path(path).name)  # not the damaged one
+        start_iter = data["iteration"] + 1
+        if start_iter > max_iter:
+            raise UserError(
+                f"--resume: {path} is of iteration {start_iter}, beyond the {max_iter} of this "
+                "config; raise train.epochs or train.max_iter to go on"
+            )
+        state = "Resumed after" if start_iter < max_iter else "This run is finished: all"
+        logger.info("%s %d of %d iterations (%s)", state, start_iter, max_iter, path)
+        return start_iter
+
+    def _last_good(self) -> tuple[str, dict]:
+        """The file that ``last_checkpoint`` names, or else the newest one that can be read."""
         folder = Path(self.save_dir)
-        saved = ", ".join(sorted(path.name for path in folder.glob("model_*.pth"))) or "none"
-        if not self.has_checkpoint():
+        files = [path for path in folder.glob("model_*.pth") if RESUMABLE.fullmatch(path.name)]
+        if not files:
             raise UserError(
                 f"--resume: there is no checkpoint in {folder}; set train.output_dir to the run's, "
                 "or start without --resume"
             )
-        path = self.get_checkpoint_file()
-        try:
-            self.load(str(path))
-        except (UserError, AssertionError, KeyError, ValueError) as error:
-            raise UserError(
-                f"--resume: {path} cannot be continued ({error}). With other settings, start "
-                "without --resume in another train.output_dir; if the file is damaged, write the "
-                f"name of an earlier one into {folder / 'last_checkpoint'} (there: {saved})"
-            ) from None
+        problems = []
+        tag = folder / "last_checkpoint"
+        named = folder / tag.read_text(errors="replace").strip() if tag.is_file() else None
+        if named not in files:
+            problems.append(f"{tag} is missing, or names no checkpoint")
+        for path in sorted(files, key=lambda path: (path == named, _iteration(path)), reverse=True):
+            try:
+                data = load_plain(path)
+                if not {"model", "iteration", *self.checkpointables} <= set(data):
+                    raise UserError(f"{path} is no checkpoint of a run")
+            except UserError as error:
+                problems.append(str(error))
+                continue
+            if problems:
+                logger.warning("%s. Continuing from %s", "; ".join(problems), path)
+            return str(path), data
+        raise UserError(f"--resume: no checkpoint in {folder} can be read: " + "; ".join(problems))
 
     def _log_incompatible_keys(self, incompatible) -> None:
         """A resumed run must get every tensor: a part at random would be silent."""
@@ -116,11 +238,58 @@ class Checkpointer(DetectionCheckpointer):
                 f"it is of another model: {len(wrong)} tensors differ, first {wrong[0]}"
             )
 
+    def save_weights(self, name: str, model: nn.Module, meta: dict) -> None:
+        """A file for `train.init_checkpoint`, not for resuming: weights and plain data on them."""
+        if self.save_to_disk:
+            path = Path(self.save_dir, f"{name}.pth")
+            logger.info("Saving weights to %s", path)
+            save_atomically({"model": model.state_dict(), "meta": (self.meta or {}) | meta}, path)
+
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         tag = Path(self.save_dir, "last_checkpoint")
-        temporary = tag.with_name("last_checkpoint.tmp")
-        temporary.write_text(last_filename_basename)
-        os.replace(temporary, tag)
+        _write_atomically(tag, lambda file: file.write(last_filename_basename.encode()))
 
     def _torch_load(self, path: str) -> Any:
         return load_plain(path)
+
+
+def _iteration(path: Path) -> int:
+    """A checkpoint's iteration, read without its tensors; -1 where it is damaged."""
+    try:
+        return torch.load(path, mmap=True, weights_only=True)["iteration"]
+    except Exception:  # whatever a damaged file can fail with
+        return -1
+
+
+def check_output_dir(settings: DictConfig, resume: bool) -> None:
+    """Keeps a run that is started anew from overwriting another's results.
+
+    Args:
+        settings: The ``train`` section: ``output_dir`` and ``overwrite``.
+        resume: Continue instead; nothing is checked then.
+
+    Raises:
+        UserError: the folder holds checkpoints, and ``train.overwrite`` is not set.
+    """
+    saved = [path.name for path in _files_of_a_run(settings.output_dir) if path.suffix == ".pth"]
+    if saved and not resume and not settings.overwrite:
+        raise UserError(
+            f"train.output_dir={settings.output_dir} holds a run already ({', '.join(saved[:3])}): "
+            "continue it with --resume, choose another train.output_dir, or delete it and start "
+            "over with train.overwrite=True"
+        )
+
+
+def delete_old_run(settings: DictConfig) -> None:
+    """What ``train.overwrite`` asks for, once everything else is known to be right."""
+    if settings.overwrite and comm.is_main_process():
+        for path in _files_of_a_run(settings.output_dir):
+            logger.info("train.overwrite: deleting %s", path)
+            path.unlink()
+
+
+def _files_of_a_run(folder: str | Path) -> list[Path]:
+    """What would mix with the next run's."""
+    names = r"model_(\d{7}(_milestone)?|final(_ema)?|best)\.pth|backbone_final\..*|last_checkpoint"
+    names += r"|metrics\.json|wandb_run\.txt|events\.out\.tfevents\..*"
+    return [path for path in sorted(Path(folder).iterdir()) if re.fullmatch(names, path.name)]

@@ -1,8 +1,11 @@
 """Loading a LazyConfig with overrides, with one clear error for what a user mistyped."""
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 from detectron2.config import LazyConfig, instantiate
+from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -10,6 +13,13 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from ..errors import UserError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# Installed, the recipes lie in the package (setup.py puts them there); in a checkout, beside it.
+CONFIGS = next(
+    (folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()),
+    _PACKAGE / "configs",
+)
 
 
 def load_config(path: str | Path, overrides: list[str]) -> DictConfig:
@@ -36,6 +46,45 @@ def load_config(path: str | Path, overrides: list[str]) -> DictConfig:
         except (HydraException, OmegaConfBaseException, ValueError, KeyError, TypeError) as error:
             raise UserError(f"the override {override!r} cannot be applied: {error}") from None
     return cfg
+
+
+def set_option(cfg: DictConfig, key: str, value, path: str | Path) -> None:
+    """Sets ``key`` to a Python value: what ``key=value`` does with text.
+
+    Args:
+        cfg: The config, read from ``path``.
+        key: With dots: ``train.epochs``.
+
+    Raises:
+        UserError: the setting does not exist, or cannot hold the value.
+    """
+    _check_exists(cfg, key, path, added=False)
+    try:
+        OmegaConf.update(cfg, key, value, merge=isinstance(value, dict))
+    except (OmegaConfBaseException, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{key}={value!r} cannot be set: {error}") from None
+
+
+def find_config(name: str | Path, folder: str) -> Path:
+    """The path of a config: a file as it is, else the recipe of that name.
+
+    Recipes are the files of the repository's ``configs/``, which an installation carries along.
+
+    Args:
+        name: Path of a .py file, or a recipe's name without ``.py``.
+        folder: Where recipes are looked for, in ``configs/``: ``pretrain``, ``coco``, ``custom``.
+
+    Raises:
+        UserError: neither; the message lists the recipes.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    recipes = CONFIGS / folder
+    path = recipes / f"{str(name).removesuffix('.py')}.py"
+    if not path.is_file():
+        known = ", ".join(sorted(recipe.stem for recipe in recipes.glob("*.py")))
+        raise UserError(f"there is neither a config file nor a recipe {name}; recipes: {known}")
+    return path
 
 
 def _apply(cfg: DictConfig, override: str) -> None:
@@ -69,9 +118,21 @@ def _check_exists(cfg: DictConfig, key: str, path: str | Path, added: bool) -> N
         node = OmegaConf.select(cfg, parent) if parent else cfg
     except OmegaConfBaseException:
         node = None
-    # An L(...) call takes any argument of its target; plain sections only what they list.
-    is_call = isinstance(node, DictConfig) and "_target_" in node
-    settings = list(node) if isinstance(node, DictConfig) else []  # `in` overlooks missing values
-    if node is None or not (added or is_call or leaf in settings):
+    settings = set(node) if isinstance(node, DictConfig) else set()  # `in` overlooks missing values
+    takes_any = False
+    if "_target_" in settings:
+        arguments, takes_any = _arguments(node["_target_"])
+        settings = settings - {"_target_"} | arguments
+    if node is None or not (added or takes_any or leaf in settings):
         known = ", ".join(sorted(map(str, settings))) or "nothing"
         raise UserError(f"{path} has no setting {key!r}; {parent or 'it'} has {known}")
+
+
+def _arguments(target: Callable | str) -> tuple[set[str], bool]:
+    """Names of the arguments that an L(...) call takes, and whether it takes others as well."""
+    function = locate(target) if isinstance(target, str) else target
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # of something built into Python, or compiled
+        return set(), True
+    return {p.name for p in parameters}, any(p.kind is p.VAR_KEYWORD for p in parameters)

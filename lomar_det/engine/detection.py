@@ -1,4 +1,4 @@
-"""Training and evaluating a detector from a LazyConfig: what `tools/train_net.py` runs."""
+"""Training and evaluating a detector from a config: what `tools/train_net.py` runs."""
 
 import argparse
 import copy
@@ -10,24 +10,46 @@ from pathlib import Path
 import torch
 from detectron2.config import instantiate
 from detectron2.engine.hooks import EvalHook
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
-from ..checkpoint import load_weights, read_state_dict
+from ..checkpoint import load_weights
 from ..data import configure_data
-from ..data.setup import switch_masks_off
+from ..data.classes import dataset_classes
 from ..errors import UserError
-from ..stream import seed_everything
-from .checkpointer import Checkpointer
-from .config import build_model, load_config
+from ..inference import load_detector
+from ..settings import RUN_RULES, check_settings, number, one_of, pair, whole
+from ..stream import count_accumulation_steps, seed_everything
+from .best import BestModel
+from .checkpointer import Checkpointer, check_output_dir, delete_old_run
+from .config import build_model
+from .contradictions import refuse_contradictions
 from .hooks import standard_hooks
-from .launch import save_config, setup_run
+from .launch import setup_run
 from .precision import autocast, resolve_precision
-from .trainer import Trainer, wrap_ddp
+from .trainer import build_trainer
+from .yacs import load_any_config, save_run_config, worded_for
 
 logger = logging.getLogger(__name__)
+
+_RULES = RUN_RULES | {
+    "train.max_iter": whole(1) | one_of(None),
+    "train.epochs": number("(0, inf)") | one_of(None),
+    "train.eval_period": whole(0),
+    "train.checkpointer.period": whole(1),
+    "train.checkpointer.max_to_keep": whole(1) | one_of(None),
+    "train.checkpointer.milestone_period": whole(1) | one_of(None),
+    "data.image_size": whole(1),
+    "optimizer.lr": number("(0, inf)"),
+    "optimizer.weight_decay": number("[0, inf)"),
+    "optimizer.betas": pair(number("[0, 1)")),
+    "lr_multiplier.warmup_iters": whole(0),
+    "dataloader.train.total_batch_size": whole(1),
+    "dataloader.train.num_workers": whole(0),
+    "dataloader.test.num_workers": whole(0),
+}
 
 
 def main(args: argparse.Namespace) -> dict:
@@ -36,55 +58,53 @@ def main(args: argparse.Namespace) -> dict:
     Raises:
         UserError: anything the user can mend.
     """
-    cfg = load_config(args.config_file, args.opts)
-    device = setup_run(cfg)
-    # The data is looked at after the loggers exist, so that what it decides is on record.
-    configure_data(cfg, training=not args.eval_only)
-    seed_everything(cfg.train.seed)
-    if args.eval_only:
-        return evaluate_checkpoint(cfg, device)
-    return train(cfg, build_model(cfg).to(device), device, args.resume)
+    with worded_for(args.config_file):
+        cfg = load_any_config(args.config_file, args.opts)
+        check_settings(cfg, _RULES)
+        refuse_contradictions(cfg)
+        device = setup_run(cfg)
+        resolve_precision(cfg.train.precision, device)  # refuses what the device cannot do
+        if not args.eval_only:
+            check_output_dir(cfg.train, args.resume)
+        # The data is looked at after the loggers exist, so that what it decides is on record.
+        configure_data(cfg, training=not args.eval_only)
+        _build_evaluator(cfg)  # what is wrong with it shows now, not after hours of training
+        seed_everything(cfg.train.seed)
+        if args.eval_only:
+            return evaluate_checkpoint(cfg, device)
+        return train(cfg, build_model(cfg).to(device), device, args.resume)
 
 
 def evaluate_checkpoint(cfg: DictConfig, device: torch.device) -> dict:
     """COCO metrics of ``train.init_checkpoint``, which must hold the whole detector."""
     if not cfg.train.init_checkpoint:
         raise UserError("--eval-only needs weights: train.init_checkpoint=FILE")
-    save_config(cfg, "config_eval.yaml")
-    names = read_state_dict(cfg.train.init_checkpoint)[0]
-    if not any("mask_head" in name for name in names) and any("roi_heads" in n for n in names):
-        switch_masks_off(cfg)  # it was trained on boxes only
-    model = build_model(cfg).to(device)
-    report = load_weights(model, cfg.train.init_checkpoint)
-    missing = [name for name in report.initialised if not name.startswith("pixel_")]
-    reshaped = [f"{name}, {why}" for name, why in report.dropped.items() if "shape" in why]
-    if reshaped:
-        raise UserError(
-            f"{cfg.train.init_checkpoint} is a detector for other classes: {reshaped[0]}; "
-            "data.val.annotations must list the categories it was trained on"
-        )
-    if missing:
-        raise UserError(
-            f"{cfg.train.init_checkpoint} is not a checkpoint of the whole detector: "
-            f"{len(missing)} tensors are missing, first {missing[0]}"
-        )
-    return evaluate(cfg, model)
+    save_run_config(cfg, "config_eval.yaml")
+    classes = dataset_classes(cfg.dataloader.test.dataset)
+    return evaluate(cfg, load_detector(cfg, device, classes))
 
 
 def evaluate(cfg: DictConfig, model: nn.Module) -> dict:
     """COCO metrics on ``cfg.dataloader.test``: printed, and written to ``metrics_test.json``."""
-    if cfg.dataloader.get("evaluator") is None:
+    evaluator = _build_evaluator(cfg)
+    if evaluator is None:
         logger.warning("dataloader.evaluator is null: nothing is evaluated")
         return {}
     device = torch.device(cfg.train.device)
-    cfg.dataloader.evaluator.output_dir = str(Path(cfg.train.output_dir, "inference"))
-    evaluator = instantiate(cfg.dataloader.evaluator)
     with autocast(device, resolve_precision(cfg.train.precision, device)):
-        results = inference_on_dataset(model, _instantiate_loader(cfg.dataloader.test), evaluator)
+        results = inference_on_dataset(model, _instantiate_data(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
         write_results(results, Path(cfg.train.output_dir, "metrics_test.json"))
     return results
+
+
+def _build_evaluator(cfg: DictConfig) -> DatasetEvaluator | None:
+    settings = cfg.dataloader.get("evaluator")
+    if settings is None:
+        return None
+    settings.output_dir = str(Path(cfg.train.output_dir, "inference"))
+    return _instantiate_data(settings)
 
 
 def write_results(results: dict, path: Path) -> None:
@@ -98,27 +118,24 @@ def write_results(results: dict, path: Path) -> None:
 
 def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool) -> dict:
     """The training run of a config; returns the COCO results of the last evaluation."""
-    if not isinstance(cfg.train.max_iter, int) or cfg.train.max_iter < 1:
-        raise UserError(f"train.max_iter={cfg.train.max_iter} must be a whole number, at least 1")
     full_config = copy.deepcopy(cfg)  # before live objects enter it
-    cfg.optimizer.params.model = model
-    optimizer = instantiate(cfg.optimizer)
-    model = wrap_ddp(model, cfg.train.ddp, device)
-    checkpointer = Checkpointer(model, cfg.train.output_dir)
-    trainer = Trainer(
-        model,
-        data_loader=None,
-        optimizer=optimizer,
-        device=device,
-        dtype=resolve_precision(cfg.train.precision, device),
-        accumulation_steps=cfg.train.accumulation_steps,
-        clip_grad_norm=cfg.train.clip_grad_norm,
+    accumulation_steps = count_accumulation_steps(
+        cfg.dataloader.train.total_batch_size,
+        cfg.train.max_batch_per_gpu,
+        cfg.train.accumulation_steps,
     )
-    checkpointer.add_checkpointable("trainer", trainer)
+    if not resume:
+        _init_weights(cfg, model)
+    cfg.optimizer.params.model = model
+    trainer = build_trainer(cfg.train, model, instantiate(cfg.optimizer), accumulation_steps)
+    meta = {"classes": dataset_classes(cfg.dataloader.train.dataset)}
+    checkpointer = Checkpointer(trainer.model, cfg.train.output_dir, meta=meta, trainer=trainer)
+    best = BestModel(checkpointer, cfg.train.checkpointer.best_metric)
     results: dict = {}
 
     def evaluate_and_keep() -> dict:
-        results.update(evaluate(cfg, model))
+        results.update(evaluate(cfg, trainer.eval_model))
+        best.update(results, trainer.eval_model, min(trainer.iter + 1, cfg.train.max_iter))
         return results
 
     trainer.register_hooks(
@@ -130,28 +147,36 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
             cfg.dataloader.train.total_batch_size,
             cfg.train.checkpointer.period,
             cfg.train.checkpointer.max_to_keep,
-            EvalHook(cfg.train.eval_period, evaluate_and_keep),
+            cfg.train.checkpointer.milestone_period,
+            [EvalHook(cfg.train.eval_period, evaluate_and_keep)],
         )
     )
 
     start_iter = 0
     if resume:
-        checkpointer.resume()
-        start_iter = trainer.iter + 1
-    elif cfg.train.init_checkpoint:
-        load_weights(getattr(model, "module", model), cfg.train.init_checkpoint)
-    else:
-        logger.warning("train.init_checkpoint is empty: training from random weights")
+        start_iter = checkpointer.resume(cfg.train.max_iter)
+        if start_iter == cfg.train.max_iter:  # it may have been killed in its last evaluation
+            return evaluate_and_keep()
     cfg.dataloader.train.seed = cfg.train.seed
     cfg.dataloader.train.start_iter = start_iter
-    cfg.dataloader.train.accumulation_steps = cfg.train.accumulation_steps
-    trainer.data_loader = _instantiate_loader(cfg.dataloader.train)
-    save_config(full_config)
+    cfg.dataloader.train.accumulation_steps = accumulation_steps
+    trainer.data_loader = _instantiate_data(cfg.dataloader.train)
+    if not resume:
+        delete_old_run(cfg.train)
+    save_run_config(full_config)
     trainer.train(start_iter, cfg.train.max_iter)
     return results
 
 
-def _instantiate_loader(cfg: DictConfig):
+def _init_weights(cfg: DictConfig, model: nn.Module) -> None:
+    path = cfg.train.init_checkpoint
+    if not path:
+        logger.warning("train.init_checkpoint is empty: training from random weights")
+        return
+    load_weights(model, path)
+
+
+def _instantiate_data(cfg: DictConfig):
     try:
         return instantiate(cfg)
     except FileNotFoundError as error:

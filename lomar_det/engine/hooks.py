@@ -2,21 +2,20 @@
 
 import logging
 import signal
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import (
-    IterationTimer,
-    LRScheduler,
-    PeriodicCheckpointer,
-    PeriodicWriter,
-)
+from detectron2.engine.hooks import IterationTimer, LRScheduler
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
 from fvcore.common.param_scheduler import ParamScheduler
 from omegaconf import DictConfig
 
+from ..errors import UserError
 from ..stream import get_rank, mix_seed, seed_everything
+from .checkpointer import Checkpointer
+from .writers import writer_hook
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +23,8 @@ logger = logging.getLogger(__name__)
 class SeedEachStep(HookBase):
     """Step i draws from a generator seeded with (seed, i, rank).
 
-    So a resumed run needs no generator states: windows, proposals and stochastic depth of a step
-    are the same wherever the run was started.
+    So a resumed run needs no generator states: proposals and stochastic depth of a step are the
+    same wherever the run was started.
     """
 
     def __init__(self, seed: int):
@@ -36,36 +35,113 @@ class SeedEachStep(HookBase):
 
 
 class Throughput(HookBase):
-    """Images per second of the whole run, as the metric ``img_per_s``."""
+    """Images per second and the share of time spent waiting for data, over the last steps.
 
-    def __init__(self, total_batch_size: int):
+    As the metrics ``img_per_s`` and ``data_wait``. Means: a loader that cannot keep up stalls every
+    few steps, and a median would hide that.
+
+    Args:
+        total_batch_size: Images per step.
+        window: Steps over which to average.
+    """
+
+    def __init__(self, total_batch_size: int, window: int):
         self.total_batch_size = total_batch_size
+        self.steps: deque[tuple[float, float]] = deque(maxlen=window)  # seconds, waiting
 
     def after_step(self) -> None:
-        history = self.trainer.storage.histories().get("time")  # written by IterationTimer
-        if history is not None:
-            speed = self.total_batch_size / max(history.latest(), 1e-9)
-            self.trainer.storage.put_scalar("img_per_s", speed)
+        latest = self.trainer.storage.latest()
+        if "time" in latest:  # IterationTimer leaves out the first steps
+            self.steps.append((latest["time"][0], latest["data_time"][0]))
+            seconds, waiting = map(sum, zip(*self.steps, strict=True))
+            self.trainer.storage.put_scalars(
+                img_per_s=self.total_batch_size * len(self.steps) / seconds,
+                data_wait=min(waiting / seconds, 1.0),
+                smoothing_hint=False,
+            )
 
 
-def writer_hook(output_dir: str | Path, max_iter: int, period: int) -> PeriodicWriter:
-    """detectron2's usual writers: terminal, ``metrics.json``, TensorBoard.
+class SaveCheckpoints(HookBase):
+    """Checkpoints every so many iterations; the last few stay, and all milestones.
 
-    Metrics are medians over exactly the ``period`` iterations since the last line, so a line does
-    not depend on where the run was resumed, and with a period of 1 it holds the losses themselves.
+    Unlike detectron2's `PeriodicCheckpointer` it also deletes what was written before a resume or
+    at a signal, and counts what is there instead of what it wrote.
+
+    Args:
+        checkpointer: Writes them; in the main process alone, as this hook deletes.
+        period: Iterations between checkpoints.
+        max_to_keep: How many stay, besides milestones and the last one, ``model_final.pth``; None
+            for all.
+        milestone_period: Every so many iterations one is written that stays for ever.
     """
-    writers = [
-        CommonMetricPrinter(max_iter),
-        JSONWriter(str(Path(output_dir, "metrics.json")), window_size=period),
-        TensorboardXWriter(str(output_dir), window_size=period),
-    ]
-    return PeriodicWriter(writers, period=period)
+
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        period: int,
+        max_to_keep: int | None,
+        milestone_period: int | None = None,
+    ):
+        self.checkpointer, self.max_to_keep = checkpointer, max_to_keep
+        self.period, self.milestone_period = period, milestone_period
+
+    def before_train(self) -> None:
+        for path in Path(self.checkpointer.save_dir).glob("model_*.pth.tmp"):
+            path.unlink()  # of a run that was killed while it wrote
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        name = f"model_{self.trainer.iter:07d}"
+        if done == self.trainer.max_iter:
+            name = "model_final"
+            if self.trainer.ema is not None:
+                meta = {"ema_decay": self.trainer.ema.decay, "iterations": done}
+                self.checkpointer.save_weights("model_final_ema", self.trainer.eval_model, meta)
+        elif self.milestone_period and done % self.milestone_period == 0:
+            name += "_milestone"
+        elif not self.period or done % self.period:
+            return
+        self.checkpointer.save(name, iteration=self.trainer.iter)
+        # By time of writing: after going back to an earlier one, the numbers run back as well.
+        numbered = Path(self.checkpointer.save_dir).glob("model_" + "[0-9]" * 7 + ".pth")
+        old = sorted(numbered, key=lambda path: (path.stat().st_mtime_ns, path.name))
+        for path in old[: -self.max_to_keep] if self.max_to_keep else []:
+            path.unlink()
+
+
+class StopOnDivergence(HookBase):
+    """Ends the run when too many steps in a row were skipped for non-finite losses or gradients.
+
+    Args:
+        checkpointer: Knows the last good checkpoint.
+        max_skipped_steps: So many are forgiven.
+    """
+
+    def __init__(self, checkpointer: Checkpointer, max_skipped_steps: int):
+        self.checkpointer, self.max_skipped_steps = checkpointer, max_skipped_steps
+
+    def after_step(self) -> None:
+        skipped = self.trainer.skipped_in_a_row
+        if skipped <= self.max_skipped_steps:
+            return
+        last = self.checkpointer.get_checkpoint_file() or "none yet"
+        raise UserError(
+            f"training diverged: {skipped} steps in a row, up to iteration {self.trainer.iter}, "
+            "had a loss or gradient that is not finite (train.max_skipped_steps="
+            f"{self.max_skipped_steps}). None of them changed the weights. Last good checkpoint: "
+            f"{last}; go on from it with --resume, with a lower learning rate, "
+            "train.clip_grad_norm=1 or train.precision=bf16 or fp32"
+        )
 
 
 class StopOnSignal(HookBase):
     """SIGTERM, SIGUSR1 and Ctrl-C write a checkpoint after the current step and end the run.
 
-    The exit code is 128 plus the signal's number (143, 138, 130). A second Ctrl-C ends at once.
+    So a scheduler's warning before it kills (SLURM's ``--signal``, torchrun, Kubernetes) costs no
+    work. The exit code is 128 plus the signal's number: 143 for SIGTERM, 138 for SIGUSR1, 130 for
+    Ctrl-C; torchrun turns all but 0 into its own 1. A run that gets a signal in its last step ends
+    as usual. A second Ctrl-C ends at once, without a checkpoint. Several processes compare notes
+    every ten steps: it is enough that one of them gets the signal.
     """
 
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -115,36 +191,38 @@ class StopOnSignal(HookBase):
 
 def standard_hooks(
     settings: DictConfig,
-    checkpointer,
+    checkpointer: Checkpointer,
     schedule: ParamScheduler,
     max_iter: int,
     total_batch_size: int,
     checkpoint_period: int,
     max_to_keep: int,
-    evaluation: HookBase | None = None,
+    milestone_period: int | None = None,
+    evaluation: Sequence[HookBase] = (),
 ) -> list[HookBase | None]:
     """What every training run does besides its steps, in the order in which it must happen.
 
     Args:
-        settings: The ``train`` section of a config: ``seed``, ``output_dir``, ``log_period``.
+        settings: The ``train`` section of a config: ``seed``, ``output_dir``, ``log_period``,
+            ``max_skipped_steps``, ``wandb``.
         checkpointer: Saves periodically, and when a signal ends the run.
         schedule: Learning rate over the run.
         max_iter: Length of the run.
         total_batch_size: Images per step, for the speed.
         checkpoint_period: Iterations between checkpoints, of which ``max_to_keep`` stay.
-        evaluation: Runs after the checkpoint and before the writers, which report its results.
+        milestone_period: Iterations between checkpoints that stay for ever; None for none.
+        evaluation: Run after the checkpoint and before the writers, which report their results.
     """
     is_main = comm.is_main_process()
-    save = PeriodicCheckpointer(
-        checkpointer, checkpoint_period, max_to_keep=max_to_keep, file_prefix="model"
-    )
+    save = SaveCheckpoints(checkpointer, checkpoint_period, max_to_keep, milestone_period)
     return [
         SeedEachStep(settings.seed),
         IterationTimer(),
-        Throughput(total_batch_size),
+        Throughput(total_batch_size, settings.log_period),
         LRScheduler(scheduler=schedule),
+        StopOnDivergence(checkpointer, settings.max_skipped_steps),
         save if is_main else None,
-        evaluation,
-        writer_hook(settings.output_dir, max_iter, settings.log_period) if is_main else None,
+        *evaluation,
+        writer_hook(settings, max_iter) if is_main else None,
         StopOnSignal(checkpointer),
     ]

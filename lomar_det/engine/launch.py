@@ -1,6 +1,7 @@
 """What every tool does around its work: arguments, devices, processes, one-line errors."""
 
 import argparse
+import errno
 import logging
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 from detectron2.config import LazyConfig
 from detectron2.engine import launch
+from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
@@ -25,15 +27,26 @@ from .hooks import StopOnSignal
 logger = logging.getLogger(__name__)
 
 
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """A config file and overrides, for tools that run in one process."""
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="a config")
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="override config settings")
+    parser.set_defaults(num_gpus=1, num_machines=1)
+
+
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """detectron2's usual options, for tools that train."""
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="a LazyConfig (.py)")
+    parser.epilog = (
+        "exit codes: 0 done; 2 an error of the settings, the data or the disk, in one line; "
+        "stopped by a signal, after writing a checkpoint for --resume: 143 SIGTERM, 138 SIGUSR1, "
+        "130 Ctrl-C"
+    )
+    add_config_arguments(parser)
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine")
     parser.add_argument("--num-machines", type=int, default=1)
     parser.add_argument("--machine-rank", type=int, default=0)
     parser.add_argument("--dist-url", default="auto", help="for several machines: tcp://HOST:PORT")
-    parser.add_argument("opts", nargs="*", metavar="key=value", help="override config settings")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -63,8 +76,6 @@ def setup_run(cfg: DictConfig) -> torch.device:
     """
     if not cfg.train.output_dir:
         raise UserError("train.output_dir is empty: name a folder")
-    if not isinstance(cfg.train.seed, int) or cfg.train.seed < 0:
-        raise UserError(f"train.seed={cfg.train.seed} must be a whole number, at least 0")
     output_dir = Path(cfg.train.output_dir)
     if comm.is_main_process():
         try:
@@ -101,8 +112,12 @@ _LOGGERS = {"detectron2": "d2", "fvcore": "fvcore", "lomar_det": "lomar", "lomar
 
 def _is_our_defect(record: logging.LogRecord) -> bool:
     """Log filter: the trainer logs a traceback of every error, also of what a user can mend."""
-    kind = record.exc_info[0] if record.exc_info else None
-    return kind is None or not issubclass(kind, UserError | FloatingPointError)
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or not (isinstance(error, UserError) or _is_full_disk(error))
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _close_handlers(logger: logging.Logger) -> None:
@@ -116,17 +131,17 @@ def run_tool(main: Callable, args: argparse.Namespace) -> None:
     """Runs ``main(args)`` in one or several processes.
 
     Under torchrun (``RANK`` and ``WORLD_SIZE`` are set) this process is one of the group;
-    otherwise ``--num-gpus`` processes are started. A `UserError` becomes one line and exit code 2,
-    Ctrl-C exit code 130.
+    otherwise ``--num-gpus`` processes are started. A `UserError` or a full disk becomes one line
+    and exit code 2, Ctrl-C exit code 130; see `StopOnSignal` for signals during training.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tools' imports are over
     try:
         if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            _join_torchrun()
-            _guarded(main, args)
+            _guarded(lambda args: (_join_torchrun(args), main(args)), args)
         elif args.num_gpus * args.num_machines > 1:
             _start_processes(main, args)
         else:
-            main(args)
+            _guarded(main, args)
     except UserError as error:
         sys.exit(report_error(error))
     except KeyboardInterrupt:
@@ -164,19 +179,42 @@ def _start_processes(main: Callable, args: argparse.Namespace) -> None:
 
 
 def _guarded(main: Callable, args: argparse.Namespace) -> None:
-    """In one of several processes: a user error that all of them meet is printed once."""
+    """Errors as one line; one that all of several processes meet is printed once."""
     try:
         main(args)
-    except UserError as error:
-        if not comm.is_main_process():
+    except (UserError, OSError) as error:
+        if _is_full_disk(error):
+            error = UserError(f"{error}; free disk space, then continue with --resume")
+        elif not isinstance(error, UserError):
+            raise
+        if int(os.environ.get("RANK", comm.get_rank())) > 0:
             time.sleep(5)  # if the main process met it too, all are ended before this one prints
         sys.exit(report_error(error))
 
 
-def _join_torchrun() -> None:
-    local_rank = int(os.environ["LOCAL_RANK"])
-    use_cuda = torch.cuda.is_available()
+def _join_torchrun(args: argparse.Namespace) -> None:
+    """Joins the group that torchrun, or a script that sets the same variables, describes."""
+    environment = os.environ
+    if args.num_gpus * args.num_machines > 1:
+        raise UserError(
+            f"torchrun has started {environment['WORLD_SIZE']} processes already (RANK and "
+            "WORLD_SIZE are set): leave out --num-gpus and --num-machines, or start without it"
+        )
+    needed = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in needed if name not in environment]
+    if missing:
+        raise UserError(
+            f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: start with torchrun, or "
+            "set all of them in every process"
+        )
+    use_cuda, local_rank = torch.cuda.is_available(), int(environment["LOCAL_RANK"])
     if use_cuda:
-        torch.cuda.set_device(local_rank)
-    torch.distributed.init_process_group("nccl" if use_cuda else "gloo")
-    comm.create_local_process_group(int(os.environ["LOCAL_WORLD_SIZE"]))
+        # Schedulers may show every process a single GPU of its own.
+        torch.cuda.set_device(local_rank if torch.cuda.device_count() > 1 else 0)
+    torch.distributed.init_process_group("nccl" if use_cuda else "gloo", timeout=DEFAULT_TIMEOUT)
+    local_size = environment.get("LOCAL_WORLD_SIZE")
+    if local_size is None:
+        hosts = [None] * comm.get_world_size()
+        torch.distributed.all_gather_object(hosts, platform.node())
+        local_size = hosts.count(platform.node())
+    comm.create_local_process_group(int(local_size))

@@ -1,4 +1,8 @@
-"""Learning rate schedules, as compositions of fvcore's."""
+"""How long a run is, and its learning rate: compositions of fvcore's schedules."""
+
+import logging
+import math
+from typing import NamedTuple
 
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import (
@@ -8,6 +12,55 @@ from fvcore.common.param_scheduler import (
     MultiStepParamScheduler,
     ParamScheduler,
 )
+from omegaconf import DictConfig
+
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class Plan(NamedTuple):
+    """Length of a run that is measured in epochs, and its highest learning rate."""
+
+    iters_per_epoch: int
+    max_iter: int
+    lr: float
+    schedule: ParamScheduler
+
+    def period(self, epochs: float | None) -> int | None:
+        """Iterations between what happens every so many epochs; None stays None."""
+        return max(1, round(epochs * self.iters_per_epoch)) if epochs else None
+
+
+def check_warmup(settings: DictConfig) -> None:
+    """Refuses a warm-up that is longer than the run."""
+    if settings.warmup_epochs >= settings.epochs:
+        raise UserError(
+            f"train.warmup_epochs={settings.warmup_epochs} does not fit into "
+            f"train.epochs={settings.epochs}: it must be less than that"
+        )
+
+
+def plan_epochs(settings: DictConfig, num_images: int) -> Plan:
+    """Iterations and learning rate from epochs, batch and number of images; the log shows how."""
+    batch = settings.total_batch_size
+    iters_per_epoch = max(1, num_images // batch)
+    max_iter = math.ceil(settings.epochs * iters_per_epoch)
+    lr = settings.base_lr * batch / 256
+    logger.info(
+        "%d pictures; %g epochs x %d iterations of batch %d = %d iterations; "
+        "learning rate %g * %d / 256 = %g",
+        num_images,
+        settings.epochs,
+        iters_per_epoch,
+        batch,
+        max_iter,
+        settings.base_lr,
+        batch,
+        lr,
+    )
+    schedule = warmup_cosine_schedule(settings.warmup_epochs / settings.epochs)
+    return Plan(iters_per_epoch, max_iter, lr, schedule)
 
 
 def warmup_cosine_schedule(warmup: float) -> ParamScheduler:

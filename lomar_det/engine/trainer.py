@@ -1,30 +1,73 @@
-"""detectron2's trainer with mixed precision on any device and gradient accumulation."""
+"""detectron2's trainer with mixed precision, accumulation, averaged weights and skipped steps."""
 
 import contextlib
+import functools
+import logging
+import math
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer, create_ddp_model
+from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
-from .precision import autocast
+from .precision import autocast, resolve_precision
+
+logger = logging.getLogger(__name__)
 
 
 def wrap_ddp(model: nn.Module, options: DictConfig, device: torch.device) -> nn.Module:
     """DistributedDataParallel with ``train.ddp``'s options where there are several processes."""
     options = OmegaConf.to_container(options)
-    if device.type == "cpu":
-        options["device_ids"] = None
+    # Not the local rank: schedulers may show every process a single GPU of its own.
+    options["device_ids"] = None if device.type == "cpu" else [torch.cuda.current_device()]
     return create_ddp_model(model, **options)
+
+
+def build_trainer(
+    settings: DictConfig,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accumulation_steps: int,
+    compute_losses: Callable[[nn.Module, Any], dict[str, Tensor]] | None = None,
+) -> "Trainer":
+    """The trainer that the ``train`` section of a config asks for; its loader comes later.
+
+    The model has the weights that it starts from: averaging (``ema_decay``) begins with them.
+    """
+    device = torch.device(settings.device)
+    return Trainer(
+        wrap_ddp(model, settings.ddp, device),
+        data_loader=None,
+        optimizer=optimizer,
+        compute_losses=compute_losses,
+        device=device,
+        dtype=resolve_precision(settings.precision, device),
+        accumulation_steps=accumulation_steps,
+        clip_grad_norm=settings.clip_grad_norm,
+        ema_decay=settings.ema_decay,
+        gather_metric_period=settings.log_period,
+    )
 
 
 class Trainer(SimpleTrainer):
     """One optimizer step per iteration, from one or several forward passes.
+
+    A step whose losses or gradients are not finite, in any process, is skipped: weights, optimizer
+    and average stay as they are, and `skipped_in_a_row` counts it. The hook `StopOnDivergence` ends
+    the run when there are too many.
+
+    The host reads the outcome of a step before it updates the weights. With an optimizer that can
+    skip a step on the device (``torch.optim.AdamW(..., fused=True)``), and neither an average nor
+    fp16, it does not wait: outcomes are read one step later, while the device computes.
 
     Args:
         model: The model, or its DistributedDataParallel wrapper.
@@ -35,7 +78,11 @@ class Trainer(SimpleTrainer):
         dtype: float32, bfloat16, or float16 (with loss scaling).
         accumulation_steps: Forward passes per optimizer step; their gradients are averaged.
         clip_grad_norm: Maximum norm of all gradients; None or 0 for no limit.
-        gather_metric_period: Read the losses from the device every so many iterations.
+        ema_decay: Keeps an exponential moving average of the weights, in `ema`; None for none. The
+            decay rises to this limit as 1 - (1 + iteration) ** -0.75, so that the average of a
+            short run is not its initial weights.
+        gather_metric_period: Losses are in the storage at the latest one iteration later, and at
+            once every so many iterations: the period of the writers.
     """
 
     def __init__(
@@ -48,6 +95,7 @@ class Trainer(SimpleTrainer):
         dtype: torch.dtype = torch.float32,
         accumulation_steps: int = 1,
         clip_grad_norm: float | None = None,
+        ema_decay: float | None = None,
         gather_metric_period: int = 1,
     ):
         super().__init__(model, data_loader, optimizer, gather_metric_period)
@@ -57,39 +105,141 @@ class Trainer(SimpleTrainer):
         self.accumulation_steps = accumulation_steps
         self.clip_grad_norm = clip_grad_norm
         self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
+        self.ema = None
+        if ema_decay is not None:
+            self.ema = ModelEmaV3(
+                self._plain_model, decay=ema_decay, use_warmup=True, warmup_power=0.75
+            )
+        self.skipped_in_a_row = 0
+        self._unread: deque[_Outcome] = deque()
+
+    @property
+    def _plain_model(self) -> nn.Module:
+        is_ddp = isinstance(self.model, DistributedDataParallel)
+        return self.model.module if is_ddp else self.model
+
+    @property
+    def eval_model(self) -> nn.Module:
+        """What to evaluate and to hand on: the averaged weights if there are any."""
+        return self._plain_model if self.ema is None else self.ema.module
+
+    def restart_average(self) -> None:
+        """Forgets what was averaged: the model has other weights now than when this was made."""
+        if self.ema is not None:
+            self.ema.set(self._plain_model)
+
+    @property
+    def _skips_on_device(self) -> bool:
+        fused = getattr(self.optimizer, "_step_supports_amp_scaling", False)
+        return fused and self.ema is None and not self.grad_scaler.is_enabled()
 
     def run_step(self) -> None:
         try:
             self._step()
-        except FloatingPointError as error:  # of the losses, or of detectron2's proposals
+        except torch.OutOfMemoryError:
             raise UserError(
-                f"training diverged in iteration {self.iter} ({error}). Nothing was updated; go on "
-                "from the last checkpoint with --resume, with a lower learning rate or with "
-                "train.precision=bf16 or fp32"
+                f"the GPU's memory is too small for these settings (iteration {self.iter}): lower "
+                "train.max_batch_per_gpu, or raise train.accumulation_steps where it is a number; "
+                "the batch stays the same"
             ) from None
 
     def _step(self) -> None:
         self.optimizer.zero_grad()
+        losses, data_time = self._forward_backward()
+        self.after_backward()
+        self.grad_scaler.unscale_(self.optimizer)
+        outcome = self._agree(losses, self._clip_gradients(), data_time)
+        finite = outcome.values.isfinite().all()
+        if self._skips_on_device:
+            self._fused_step(skip=~finite)
+        else:
+            if finite:
+                self.grad_scaler.step(self.optimizer)
+                if self.ema is not None:
+                    self.ema.update(self._plain_model, step=self.iter + 1)
+            self.grad_scaler.update()
+        self._unread.append(outcome.start_copy())
+        due = (self.iter + 1) % self.gather_metric_period == 0 or self.iter + 1 == self.max_iter
+        while len(self._unread) > (1 if self._skips_on_device and not due else 0):
+            self._read(self._unread.popleft())
+
+    def _forward_backward(self) -> tuple[dict[str, Tensor], float]:
+        """Gradients of one step; its losses, and the seconds spent waiting for data."""
         data_time, totals = 0.0, {}
         for step in range(self.accumulation_steps):
             start = time.perf_counter()
             batch = next(self._data_loader_iter)
             data_time += time.perf_counter() - start
             with self._no_sync_before_last(step):
-                with autocast(self.device, self.dtype):
-                    losses = self.compute_losses(self.model, batch)
+                try:
+                    with autocast(self.device, self.dtype):
+                        losses = self.compute_losses(self.model, batch)
+                except FloatingPointError as error:  # detectron2's proposals
+                    losses = self._nan_losses(error)
                 total = sum(losses.values()) / self.accumulation_steps
                 self.grad_scaler.scale(total).backward()
             for name, loss in losses.items():
                 totals[name] = totals.get(name, 0) + loss.detach() / self.accumulation_steps
-        self.after_backward()
+        return totals, data_time
+
+    def _nan_losses(self, error: FloatingPointError) -> dict[str, Tensor]:
+        """In place of a forward pass that gave up on infinite values: the step will be skipped."""
+        if comm.get_world_size() > 1:  # the other processes wait for gradients that never come
+            raise UserError(
+                f"training diverged in iteration {self.iter} ({error}); go on from the last "
+                "checkpoint with --resume and a lower learning rate or train.precision=fp32"
+            ) from None
+        logger.warning("Iteration %d: %s", self.iter, error)
+        used = [p.sum() for p in self.model.parameters() if p.requires_grad]
+        return {"loss": sum(used) * math.nan}
+
+    def _clip_gradients(self) -> Tensor:
+        """Applies ``clip_grad_norm``; returns the norm before."""
+        parameters = list(self.model.parameters())
         if self.clip_grad_norm:
-            self.grad_scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm)
-        # before the optimizer step: a non-finite loss spoils no weights
-        self._write_metrics(totals, data_time)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
+            return nn.utils.clip_grad_norm_(parameters, self.clip_grad_norm)
+        return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+    def _agree(self, losses: dict[str, Tensor], norm: Tensor, data_time: float) -> "_Outcome":
+        """Averages over all processes, and everybody's data time; one small message a step."""
+        world_size, count = comm.get_world_size(), len(losses) + 1
+        values = torch.zeros(count + world_size, dtype=torch.float64, device=self.device)
+        values[:count] = torch.stack([*losses.values(), norm]).double() / world_size
+        values[count + comm.get_rank()] = data_time
+        if world_size > 1:
+            torch.distributed.all_reduce(values)
+        return _Outcome(self.iter, list(losses), values)
+
+    def _fused_step(self, skip: Tensor) -> None:
+        """The optimizer step, left out on the device if ``skip``; the protocol of GradScaler."""
+        self.optimizer.grad_scale, self.optimizer.found_inf = None, skip.float()
+        self.optimizer.step()
+        del self.optimizer.grad_scale, self.optimizer.found_inf
+
+    def _read(self, outcome: "_Outcome") -> None:
+        """Metrics of a step, where the writers look for them; or a warning that it was skipped."""
+        losses, norm, data_time = outcome.read()
+        put = functools.partial(self.storage.put_scalar, cur_iter=outcome.iteration)
+        put("data_time", data_time)
+        losses_are_finite = all(map(math.isfinite, losses.values()))
+        if losses_are_finite and math.isfinite(norm):
+            self.skipped_in_a_row = 0
+            put("total_loss", sum(losses.values()))
+            if len(losses) > 1:
+                for name, value in losses.items():
+                    put(name, value)
+            put("grad_norm", norm)
+            return
+        self.skipped_in_a_row += 1
+        # fp16's loss scale is meant to overflow now and then, and halves itself.
+        if not (self.grad_scaler.is_enabled() and losses_are_finite):
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+            logger.warning(
+                "Iteration %d is skipped, its loss or gradient is not finite: %s, norm %.4g",
+                outcome.iteration,
+                shown,
+                norm,
+            )
 
     def after_train(self) -> None:
         super().after_train()
@@ -107,12 +257,46 @@ class Trainer(SimpleTrainer):
         return contextlib.nullcontext()
 
     def state_dict(self) -> dict:
-        return super().state_dict() | {"grad_scaler": self.grad_scaler.state_dict()}
+        state = super().state_dict() | {"grad_scaler": self.grad_scaler.state_dict()}
+        return state if self.ema is None else state | {"ema": self.ema.module.state_dict()}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Continues a run; learning rate and weight decay are those of today's config."""
-        settings = [(group["lr"], group["weight_decay"]) for group in self.optimizer.param_groups]
+        groups = zip(
+            state_dict["optimizer"]["param_groups"], self.optimizer.param_groups, strict=False
+        )
+        for saved, group in groups:  # another number of them is refused below
+            saved |= {key: group[key] for key in ("lr", "weight_decay", "fused") if key in group}
+            saved["initial_lr"] = saved["lr"]
         super().load_state_dict(state_dict)
-        for group, (lr, weight_decay) in zip(self.optimizer.param_groups, settings, strict=True):
-            group |= {"lr": lr, "initial_lr": lr, "weight_decay": weight_decay}
         self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        if self.ema is not None and "ema" in state_dict:
+            self.ema.module.load_state_dict(state_dict["ema"])
+        elif self.ema is not None:
+            logger.warning("The checkpoint has no averaged weights: train.ema_decay starts here")
+            self.restart_average()
+
+
+@dataclass
+class _Outcome:
+    """What a step reports: its losses, the norm of its gradients, every process's data time."""
+
+    iteration: int
+    names: list[str]
+    values: Tensor  # (len(names) + 1 + processes,)
+    copied: torch.cuda.Event | None = None
+
+    def start_copy(self) -> "_Outcome":
+        """Begins the way to the host, without waiting for the device."""
+        if self.values.is_cuda:
+            self.values, self.copied = self.values.to("cpu", non_blocking=True), torch.cuda.Event()
+            self.copied.record()
+        return self
+
+    def read(self) -> tuple[dict[str, float], float, float]:
+        """Losses, gradient norm, and the data time of the slowest process, which all wait for."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        values, count = self.values.tolist(), len(self.names)
+        losses = dict(zip(self.names, values[:count], strict=True))
+        return losses, values[count], max(values[count + 1 :])

@@ -9,8 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .irpe import IRPE, NUM_BUCKETS, TokenGrid
-from .rpe_attention import BACKENDS, indexed_rpe_attention, rpe_attention
-from .windows import map_even_windows, pad_to_windows, partition, unpartition
+from .rpe_attention import (
+    BACKENDS,
+    indexed_rpe_attention,
+    is_recording,
+    recorded_rpe_attention,
+    rpe_attention,
+)
+from .windows import map_even_windows, map_padded_windows, pad_to_windows, partition, unpartition
 
 REL_POS = ("irpe", "decomposed", "none")
 
@@ -82,7 +88,9 @@ class Attention(nn.Module):
         B, N, C = x.shape
         H, W, k = grid.height, grid.width, self.window_size
         x = x.view(B, H, W, C)
-        if self.rel_pos == "irpe":
+        if self.rel_pos == "irpe" and is_recording():
+            x = map_padded_windows(self.qkv(x), k, self._attend_padded)
+        elif self.rel_pos == "irpe":
             x = map_even_windows(self.qkv(x), k, lambda w, *hw: self._attend(w, TokenGrid(*hw)))
         else:
             x = pad_to_windows(x, k)
@@ -93,9 +101,7 @@ class Attention(nn.Module):
 
     def _attend(self, qkv: Tensor, grid: TokenGrid, buckets: Tensor | None = None) -> Tensor:
         """(B, N, 3C) -> (B, N, C), before the output projection."""
-        B, N, C3 = qkv.shape
-        # (3, B, h, N, D)
-        q, k, v = qkv.view(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = self._split_heads(qkv)
         if self.rel_pos == "irpe":
             table = self.rpe_k.table
             if buckets is not None:
@@ -107,7 +113,23 @@ class Attention(nn.Module):
             if self.rel_pos == "decomposed":
                 bias = decomposed_bias(q, self.rel_pos_h, self.rel_pos_w, grid)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return out.transpose(1, 2).reshape(B, N, C3 // 3)
+        return _merge_heads(out)
+
+    def _attend_padded(self, qkv: Tensor, valid: Tensor) -> Tensor:
+        """`_attend` in whole windows of which only the ``valid`` (B, N) tokens take part."""
+        q, k, v = self._split_heads(qkv)
+        grid = TokenGrid(self.window_size, self.window_size)
+        return _merge_heads(recorded_rpe_attention(q, k, v, self.rpe_k.table, grid, valid))
+
+    def _split_heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        """(B, N, 3C) -> q, k, v, each (B, h, N, D)."""
+        B, N, _ = qkv.shape
+        return qkv.view(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _merge_heads(x: Tensor) -> Tensor:
+    """(B, h, N, D) -> (B, N, C)."""
+    return x.transpose(1, 2).flatten(2)
 
 
 def decomposed_bias(q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, grid: TokenGrid) -> Tensor:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 
 def to_pair(size) -> tuple[int, int]:
-    """An int or a (height, width) sequence as a pair of ints."""
+    """An int or a (height, width) sequence as a pair."""
     if isinstance(size, int):
         return size, size
     height, width = size
-    return int(height), int(width)
+    return height, width  # not int(): that would fix the symbolic sizes of torch.export
 
 
 def grid_size(img_size, patch_size: int) -> tuple[int, int]:

@@ -46,13 +46,16 @@ def piecewise_index(distance: int, ratio: float = RATIO) -> int:
     return int(math.copysign(min(round(alpha + log_part), beta), distance))
 
 
-@lru_cache(maxsize=64)
 def side_buckets(size: int) -> Tensor:
     """1-D buckets, 0 .. 6, of every (query, key) pair along one side of a grid: (size, size)."""
+    far = math.ceil(8 * RATIO)  # gamma: everything further is in the outermost bucket
     offset = NUM_SIDE_BUCKETS // 2
-    return torch.tensor(
-        [[piecewise_index(i - j) + offset for j in range(size)] for i in range(size)]
+    # on the CPU whatever torch.device(...) is in force: tables of it are cached
+    buckets = torch.tensor(
+        [piecewise_index(d) + offset for d in range(-far, far + 1)], device="cpu"
     )
+    coords = torch.arange(size, device="cpu")
+    return buckets[(coords[:, None] - coords).clamp(-far, far) + far]
 
 
 @lru_cache(maxsize=4)  # 134 MB for a 64x64 grid
@@ -61,7 +64,7 @@ def _grid_buckets(grid: TokenGrid) -> Tensor:
     spatial = rows[:, None, :, None] * NUM_SIDE_BUCKETS + columns[None, :, None, :]  # (H, W, H, W)
     num_patches = grid.height * grid.width
     start = int(grid.cls_token)
-    buckets = torch.full((grid.num_tokens, grid.num_tokens), CLS_BUCKET)
+    buckets = torch.full((grid.num_tokens, grid.num_tokens), CLS_BUCKET, device="cpu")
     buckets[start:, start:] = spatial.reshape(num_patches, num_patches)
     return buckets
 

@@ -27,6 +27,12 @@ from .irpe import (
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "eager", "matmul", "fused")
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.6 has none
+
+
+def is_recording() -> bool:
+    """Whether torch.export or torch.jit.trace is recording: sizes may then be symbols, not ints."""
+    return torch.jit.is_tracing() or _is_exporting()
 
 
 def rpe_attention(
@@ -55,6 +61,8 @@ def rpe_attention(
         raise ValueError(f"{q.shape[2]} tokens do not fill {grid}, which has {grid.num_tokens}")
     if grid.cls_token and table.shape[1] <= CLS_BUCKET:
         raise ValueError("a class token needs bucket 49, but the iRPE table has only 49 buckets")
+    if is_recording():
+        return recorded_rpe_attention(q, k, v, table, grid)
     if backend == "auto":
         backend = pick_backend(q, grid)
     if backend == "fused":
@@ -80,6 +88,22 @@ def indexed_rpe_attention(
     return logits.softmax(dim=-1, dtype=dtype).to(v.dtype) @ v
 
 
+def recorded_rpe_attention(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: TokenGrid, valid: Tensor | None = None
+) -> Tensor:
+    """The formula for torch.export and torch.jit.trace: products of matrices, sizes may be symbols.
+
+    Not SDPA, whose memory layout differs from kernel to kernel, which ONNX export stumbles over.
+
+    Args:
+        valid: (B, N), True where a token takes part; all do by default.
+    """
+    logits = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5 + matmul_bias(q, table, grid)
+    if valid is not None:
+        logits = logits.masked_fill(~valid[:, None, None, :], float("-inf"))
+    return logits.softmax(dim=-1) @ v
+
+
 @lru_cache(maxsize=64)
 def _one_hot_sides(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(size, 7, size): for a query coordinate, the one-hot bucket of every key coordinate."""
@@ -99,8 +123,10 @@ def matmul_bias(q: Tensor, table: Tensor, grid: TokenGrid) -> Tensor:
     start = int(grid.cls_token)
     lookup = q @ table.to(q.dtype)  # (B, h, N, K)
     T = lookup[:, :, start:, :NUM_SPATIAL_BUCKETS].reshape(B, h, H, W, 7, 7)  # y x row col
-    rows = _one_hot_sides(H, q.device, q.dtype)  # (H, 7, H)
-    columns = _one_hot_sides(W, q.device, q.dtype)  # (W, 7, W)
+    # symbols are no keys of a cache, and nothing that belongs to a recording may stay in it
+    one_hot_sides = _one_hot_sides.__wrapped__ if is_recording() else _one_hot_sides
+    rows = one_hot_sides(H, q.device, q.dtype)  # (H, 7, H)
+    columns = one_hot_sides(W, q.device, q.dtype)  # (W, 7, W)
     bias = torch.einsum("bhyxrc,yrk->bhyxkc", T, rows)  # k: key row
     bias = torch.einsum("bhyxkc,xcl->bhyxkl", bias, columns)  # l: key column
     bias = bias.reshape(B, h, H * W, H * W)
@@ -119,7 +145,8 @@ def pick_backend(q: Tensor, grid: TokenGrid) -> str:
         unsupported = _why_not_fused(q, grid)
         if unsupported:
             choice, why = "matmul", unsupported
-    _log_once(choice, why)
+    if not torch.compiler.is_compiling():  # a log line would break the graph
+        _log_once(choice, why)
     return choice
 
 

@@ -14,6 +14,7 @@ import os
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from ._triton_launch import (
     empty_rows,
@@ -148,3 +149,26 @@ torch.library.register_autograd(
 torch.library.register_autograd(
     "lomar_det::irpe_grid", _grid_autograd, setup_context=_setup_context
 )
+
+
+def _count_flops(q, table, num_products: int, num_lookups: int) -> int:
+    B, h, N, D = q
+    return 2 * B * h * N * D * (num_products * N + num_lookups * table[1])
+
+
+@register_flop_formula([torch.ops.lomar_det.irpe_window, torch.ops.lomar_det.irpe_grid])
+def _attention_flops(q, k, v, table, *_, **__) -> int:
+    """For FlopCounterMode: q k, the lookup, and the product with v."""
+    return _count_flops(q, table, 2, 1)
+
+
+@register_flop_formula(torch.ops.lomar_det.irpe_window_backward)
+def _window_backward_flops(dout, q, k, v, table, *_, **__) -> int:
+    """The logits and their lookup again, gradients of both, and the product with v."""
+    return _count_flops(q, table, 5, 3)
+
+
+@register_flop_formula(torch.ops.lomar_det.irpe_grid_backward)
+def _grid_backward_flops(dout, q, k, v, table, *_, **__) -> int:
+    """As for windows, but the lookup was kept."""
+    return _count_flops(q, table, 5, 2)

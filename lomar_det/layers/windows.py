@@ -65,3 +65,49 @@ def map_even_windows(x: Tensor, window_size: int, attend) -> Tensor:
             cells.append(unpartition(out, height, width, *cell.shape[1:3]))
         rows.append(torch.cat(cells, dim=2))
     return torch.cat(rows, dim=1)
+
+
+def map_padded_windows(x: Tensor, window_size: int, attend) -> Tensor:
+    """`map_even_windows` without a decision that depends on the size: for recorded graphs.
+
+    The same windows, but each is read into ``window_size`` x ``window_size`` places; what is left
+    over holds other tokens of the window again, which ``attend`` must mask, and is dropped.
+
+    Args:
+        x: (B, H, W, C); sizes may be symbols of torch.export or tensors of torch.jit.trace.
+        attend: Maps (B * windows, k * k, C) and a boolean (B * windows, k * k), True where a token
+            takes part, to (B * windows, k * k, C').
+
+    Returns:
+        (B, H, W, C').
+    """
+    B, H, W, _ = x.shape
+    k = window_size
+    rows, row_valid, row_places = _padded_strips(H, k, x.device)
+    columns, column_valid, column_places = _padded_strips(W, k, x.device)
+    cells = x[:, rows][:, :, :, columns].transpose(2, 3)  # (B, rows, columns, k, k, C)
+    valid = (row_valid[:, None, :, None] & column_valid[None, :, None, :]).expand(cells.shape[:5])
+    out = attend(cells.flatten(3, 4).flatten(0, 2), valid.flatten(3, 4).flatten(0, 2))
+    out = out.reshape(B, rows.shape[0], columns.shape[0], k, k, -1).transpose(2, 3)
+    return out.flatten(1, 2)[:, row_places].flatten(2, 3)[:, :, column_places]
+
+
+def _padded_strips(size, window_size: int, device) -> tuple[Tensor, Tensor, Tensor]:
+    """One side of a grid in the windows of `strips`, each in ``window_size`` places.
+
+    Returns:
+        tokens (windows, k), the token of every place; valid (windows, k), whether it is its own;
+        places (size,), where every token went.
+    """
+    count = (size + window_size - 1) // window_size
+    side = size // count
+    larger = size - side * count
+    index = torch.arange(count, device=device)
+    starts = index * side + index.clamp(max=larger)
+    stops = starts + side + (index < larger)
+    tokens = starts[:, None] + torch.arange(window_size, device=device)
+    valid = tokens < stops[:, None]
+    token = torch.arange(size, device=device)
+    window = (token[:, None] >= stops).sum(dim=1)
+    places = window * window_size + token - starts[window]
+    return torch.where(valid, tokens, starts[:, None]), valid, places

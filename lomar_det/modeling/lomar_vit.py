@@ -55,6 +55,9 @@ class LoMaRViT(Backbone):
         attention_backend: See `lomar_det.layers.rpe_attention`.
         use_act_checkpoint: Recompute each block in backward to save memory.
         out_feature: Name of the output feature.
+        freeze_at: 0 trains everything; 1 freezes patch embedding and positions; 1 + k also the
+            first k blocks, without stochastic depth; 1 + ``depth`` is a frozen backbone. Frozen
+            parameters stay out of the optimizer, and frozen blocks keep nothing for backward.
 
     Raises:
         ValueError: contradictory settings; in ``forward``, an image that is not whole patches.
@@ -79,6 +82,7 @@ class LoMaRViT(Backbone):
         out_feature: str = "last_feat",
         in_chans: int = 3,
         qkv_bias: bool = True,
+        freeze_at: int = 0,
     ):
         super().__init__()
         outside = [i for i in window_block_indexes if not 0 <= i < depth]
@@ -86,6 +90,11 @@ class LoMaRViT(Backbone):
             raise ValueError(f"window_block_indexes {outside} do not exist in a depth of {depth}")
         if window_block_indexes and window_size < 1:
             raise ValueError("window_block_indexes need a window_size of at least 1")
+        if not 0 <= freeze_at <= depth + 1:
+            raise ValueError(
+                f"freeze_at {freeze_at} is not in 0 .. {depth + 1}: patch embedding and positions "
+                f"are the first stage, then come {depth} blocks"
+            )
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.patch_size = patch_size
         self.pos_embed = None
@@ -115,6 +124,21 @@ class LoMaRViT(Backbone):
         self._out_features = [out_feature]
         self._out_feature_channels = {out_feature: embed_dim}
         self._out_feature_strides = {out_feature: patch_size}
+        self._freeze(freeze_at)
+
+    def _freeze(self, freeze_at: int) -> None:
+        self.num_frozen_blocks = max(freeze_at - 1, 0)
+        if freeze_at:
+            self.patch_embed.requires_grad_(False)
+            self.blocks[: self.num_frozen_blocks].requires_grad_(False)
+            if self.pos_embed is not None:
+                self.pos_embed.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "LoMaRViT":
+        """As in torch, but frozen blocks stay in eval mode: a fixed feature drops no paths."""
+        super().train(mode)
+        self.blocks[: self.num_frozen_blocks].eval()
+        return self
 
     @property
     def size_divisibility(self) -> int:
@@ -128,7 +152,7 @@ class LoMaRViT(Backbone):
         if self.pos_embed is not None:
             x = x + resize_pos_embed(self.pos_embed, (H, W))
         for block in self.blocks:
-            if self.use_act_checkpoint and self.training:
+            if self.use_act_checkpoint and block.training:
                 x = checkpoint(block, x, grid, use_reentrant=False)
             else:
                 x = block(x, grid)
@@ -141,5 +165,10 @@ def build_lomar_vit_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> LoMaRViT:
     """The yacs route: a `LoMaRViT` from ``cfg.MODEL.LOMAR`` (see `add_lomar_config`)."""
     options = {key.lower(): value for key, value in cfg.MODEL.LOMAR.items()}
     num_global = options.pop("num_global_blocks")
-    indexes = window_block_indexes(options["depth"], num_global)
-    return LoMaRViT(window_block_indexes=indexes, in_chans=input_shape.channels, **options)
+    del options["square_pad"]  # the pyramid's
+    return LoMaRViT(
+        window_block_indexes=window_block_indexes(options["depth"], num_global),
+        in_chans=input_shape.channels,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        **options,
+    )

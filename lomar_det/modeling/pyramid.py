@@ -28,9 +28,14 @@ class LoMaRFeaturePyramid(SimpleFeaturePyramid):
         norm: str = "LN",
         square_pad: int = 0,
     ):
+        patch_size = net.output_shape()[in_feature].stride
+        if patch_size & (patch_size - 1):
+            raise ValueError(
+                f"a pyramid over patches of {patch_size} pixels has no strides 4, 8, 16, 32: use a "
+                "backbone of patch size 16 (for ViT-H, ViTDet resizes MAE's kernels from 14 to 16)"
+            )
         super().__init__(net, in_feature, out_channels, scale_factors, top_block, norm, square_pad)
         # Whole patches for the backbone, and whole cells for the coarsest pyramid level.
-        patch_size = net.output_shape()[in_feature].stride
         self._size_divisibility = math.lcm(self._size_divisibility, patch_size)
         if square_pad % self._size_divisibility:
             raise ValueError(
@@ -56,4 +61,5 @@ def build_lomar_vitdet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> LoMaRFe
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         top_block=LastLevelMaxPool(),
         norm=cfg.MODEL.FPN.NORM or "LN",
+        square_pad=cfg.MODEL.LOMAR.SQUARE_PAD,
     )

@@ -45,7 +45,7 @@ class VisionTransformerClassifier(VisionTransformerEncoder):
             drop_path_rate=drop_path_rate,
             attention_backend=attention_backend,
         )
-        self.norm = nn.Identity()
+        self.norm = nn.Identity()  # `fc_norm` after pooling takes its place
         self.fc_norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head = nn.Linear(embed_dim, num_classes)
         self.init_weights()
@@ -53,8 +53,7 @@ class VisionTransformerClassifier(VisionTransformerEncoder):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, 3, height, width) -> pooled features after ``fc_norm``: (B, C)."""
-        x = self.forward_blocks(*self.embed_image(images))
-        return self.fc_norm(x[:, 1:].mean(dim=1))
+        return self.fc_norm(self.patch_features(images).mean(dim=1))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, height, width) -> logits (B, num_classes)."""

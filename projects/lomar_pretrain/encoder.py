@@ -17,6 +17,19 @@ from lomar_det.layers import (
     sincos_pos_embed,
     to_pair,
 )
+from lomar_det.settings import FLAG, check_settings, number, pair, whole
+
+_RULES = {
+    "img_size": whole(1) | pair(whole(1)),
+    "patch_size": whole(1),
+    "embed_dim": whole(1),
+    "depth": whole(1),
+    "num_heads": whole(1),
+    "mlp_ratio": number("(0, inf)"),
+    "rel_pos": FLAG,
+    "abs_pos": FLAG,
+    "drop_path_rate": number("[0, 1)"),
+}
 
 
 class VisionTransformerEncoder(nn.Module):
@@ -30,6 +43,9 @@ class VisionTransformerEncoder(nn.Module):
         abs_pos: Fixed sine-cosine positions added to the patches.
         drop_path_rate: Stochastic depth of the last block.
         attention_backend: See `lomar_det.layers.rpe_attention`.
+
+    Raises:
+        ValueError: an impossible setting, sizes that do not fit each other, or no positions.
     """
 
     def __init__(
@@ -46,6 +62,12 @@ class VisionTransformerEncoder(nn.Module):
         attention_backend: str = "auto",
     ):
         super().__init__()
+        check_settings(locals(), _RULES)
+        if not (rel_pos or abs_pos):
+            raise ValueError(
+                "rel_pos and abs_pos are both False: without positions all masked patches look the "
+                "same to the model; set one of them"
+            )
         self.img_size = to_pair(img_size)
         self.patch_size = patch_size
         self.grid = grid_size(img_size, patch_size)
@@ -113,6 +135,11 @@ class VisionTransformerEncoder(nn.Module):
         for block in self.blocks:
             x = block(x, grid, buckets)
         return x
+
+    def patch_features(self, images: Tensor) -> Tensor:
+        """Whole images (B, 3, height, width) -> patch tokens after the final norm (B, H * W, C)."""
+        x = self.forward_blocks(*self.embed_image(images))
+        return self.norm(x)[:, 1:]
 
 
 def _drop_unused_pos_embed(module, state_dict, prefix, *_):

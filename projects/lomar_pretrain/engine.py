@@ -6,7 +6,6 @@ Needs detectron2 for its trainer, hooks and writers; models and data do not.
 import argparse
 import json
 import logging
-import math
 from pathlib import Path
 
 from lomar_det.compat import require_detectron2
@@ -20,26 +19,50 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 import lomar_det
-from lomar_det.checkpoint import save_backbone
+from lomar_det.checkpoint import load_encoder_weights, save_backbone
 from lomar_det.engine import (
     Checkpointer,
-    Trainer,
-    resolve_precision,
+    build_trainer,
+    check_output_dir,
+    check_warmup,
+    delete_old_run,
+    plan_epochs,
     save_config,
     setup_run,
     standard_hooks,
-    warmup_cosine_schedule,
-    wrap_ddp,
 )
 from lomar_det.engine.config import build_model, load_config
 from lomar_det.errors import UserError
-from lomar_det.stream import SeededDataset, seed_everything, stream_loader
+from lomar_det.settings import FLAG, RUN_RULES, check_settings, number, one_of, pair, whole
+from lomar_det.stream import (
+    SeededDataset,
+    count_accumulation_steps,
+    seed_everything,
+    stream_loader,
+)
 
-from .data import PretrainTransform, find_images
-from .lomar import LoMaR
-from .pictures import plot_loss, reconstruction_sheet
+from .bad_images import BadImage, ReplaceUnreadable, collate_images
+from .data import PretrainTransform, WithNoise
+from .hooks import CountBadImages, evaluation_hooks
+from .pictures import plot_training
+from .sources import find_images
 
 logger = logging.getLogger(__name__)
+
+_RULES = RUN_RULES | {
+    "data.crop_scale": pair(number("(0, 1]"), ascending=True),
+    "data.flip": FLAG,
+    "data.num_workers": whole(0),
+    "train.epochs": number("(0, inf)"),
+    "train.warmup_epochs": number("[0, inf)"),
+    "train.base_lr": number("(0, inf)"),
+    "train.total_batch_size": whole(1),
+    "train.betas": pair(number("[0, 1)")),
+    "train.weight_decay": number("[0, inf)"),
+    "train.checkpoint_epochs": number("(0, inf)"),
+    "train.max_to_keep": whole(1) | one_of(None),
+    "train.milestone_epochs": number("(0, inf)") | one_of(None),
+}
 
 
 def main(args: argparse.Namespace) -> Path:
@@ -48,81 +71,96 @@ def main(args: argparse.Namespace) -> Path:
     Raises:
         UserError: anything the user can mend.
     """
-    cfg = load_config(args.config_file, args.opts)
+    return start(load_config(args.config_file, args.opts), args.resume)
+
+
+def start(cfg: DictConfig, resume: bool = False) -> Path:
+    """Sets a run up and runs it, for the tool and for `lomar_pretrain.pretrain` alike."""
     if OmegaConf.is_missing(cfg.data, "path"):
         raise UserError("data.path is not set: give the folder of your images, data.path=FOLDER")
+    check_settings(cfg, _RULES)
+    check_warmup(cfg.train)
     setup_run(cfg)
-    return run(cfg, args.resume)
+    check_output_dir(cfg.train, resume)
+    return run(cfg, resume)
 
 
 def run(cfg: DictConfig, resume: bool = False) -> Path:
     """The run itself: data, model, trainer, then the files for the next stage."""
     settings, device = cfg.train, torch.device(cfg.train.device)
-    if not 0 <= settings.warmup_epochs < settings.epochs:
-        raise UserError(
-            f"train.warmup_epochs={settings.warmup_epochs} does not fit into "
-            f"train.epochs={settings.epochs}: it must be at least 0 and less than that"
-        )
-    paths = find_images(_as_list(cfg.data.path))
     batch = settings.total_batch_size
-    iters_per_epoch = max(1, len(paths) // batch)
-    max_iter = math.ceil(settings.epochs * iters_per_epoch)
-    lr = settings.base_lr * batch / 256
-    logger.info(
-        "%d pictures; %g epochs x %d iterations of batch %d = %d iterations; "
-        "learning rate %g * %d / 256 = %g",
-        len(paths),
-        settings.epochs,
-        iters_per_epoch,
-        batch,
-        max_iter,
-        settings.base_lr,
-        batch,
-        lr,
+    accumulation_steps = count_accumulation_steps(
+        batch, settings.max_batch_per_gpu, settings.accumulation_steps
     )
     seed_everything(settings.seed)
-    model = build_model(cfg).to(device)
-    groups = param_groups_weight_decay(model, settings.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(settings.betas))
-    trainer = Trainer(
-        wrap_ddp(model, settings.ddp, device),
-        data_loader=None,
-        optimizer=optimizer,
-        compute_losses=_compute_losses(device),
-        device=device,
-        dtype=resolve_precision(settings.precision, device),
-        accumulation_steps=settings.accumulation_steps,
-        clip_grad_norm=settings.clip_grad_norm,
+    model = build_model(cfg).to(device)  # before the pictures are looked for: it may be impossible
+    paths = find_images(_as_list(cfg.data.path), cfg.data.image_root)
+    plan = plan_epochs(settings, len(paths))
+    optimizer = torch.optim.AdamW(
+        param_groups_weight_decay(model, settings.weight_decay),
+        lr=plan.lr,
+        betas=tuple(settings.betas),
+        fused=device.type == "cuda",
     )
-    checkpointer = Checkpointer(trainer.model, settings.output_dir, trainer=trainer)
-    schedule = warmup_cosine_schedule(settings.warmup_epochs / settings.epochs)
-    period = max(1, round(settings.checkpoint_epochs * iters_per_epoch))
+    trainer = build_trainer(settings, model, optimizer, accumulation_steps)
+    meta = backbone_meta(model, settings.epochs) | {"ema_decay": settings.ema_decay}
+    checkpointer = Checkpointer(trainer.model, settings.output_dir, meta=meta, trainer=trainer)
+    bad_images = CountBadImages(
+        Path(settings.output_dir, "bad_images.txt"),
+        cfg.data.max_bad_fraction,
+        len(paths),
+        batch,
+        checkpointer,
+        resume,
+    )
+    trainer.compute_losses = _compute_losses(device, bad_images)
     trainer.register_hooks(
         standard_hooks(
-            settings, checkpointer, schedule, max_iter, batch, period, settings.max_to_keep
+            settings,
+            checkpointer,
+            plan.schedule,
+            plan.max_iter,
+            batch,
+            plan.period(settings.checkpoint_epochs),
+            settings.max_to_keep,
+            plan.period(settings.milestone_epochs),
+            [bad_images, *evaluation_hooks(cfg, trainer.eval_model, paths, plan.iters_per_epoch)],
         )
     )
 
-    start_iter = 0
-    if resume:
-        checkpointer.resume()
-        start_iter = trainer.iter + 1
-    transform = PretrainTransform(model.img_size, cfg.data.crop_scale, cfg.data.flip)
+    path = Path(settings.output_dir, "backbone_final.pth")
+    start_iter = checkpointer.resume(plan.max_iter) if resume else 0
+    if start_iter == plan.max_iter and path.is_file():
+        return path
+    if settings.init_checkpoint and not resume:
+        # after the probe has measured random weights
+        load_encoder_weights(model, settings.init_checkpoint)
+        trainer.restart_average()
+    transform = PretrainTransform(
+        model.img_size, cfg.data.crop_scale, cfg.data.flip, cfg.data.max_megapixels
+    )
+    make = ReplaceUnreadable(WithNoise(transform, model.noise_shape))
     trainer.data_loader = stream_loader(
-        SeededDataset(paths, transform, settings.seed),
+        SeededDataset(paths, make, settings.seed),
         batch,
         settings.seed,
         start_iter,
-        settings.accumulation_steps,
+        accumulation_steps,
         cfg.data.num_workers,
+        collate_images,
         pin_memory=device.type == "cuda",
+        permutation=paths.permutation,
     )
+    if not resume:
+        delete_old_run(settings)
     save_config(cfg)
-    trainer.train(start_iter, max_iter)
-    path = Path(settings.output_dir, "backbone_final.pth")
+    if start_iter < plan.max_iter:  # else it was killed before the files below were written
+        trainer.train(start_iter, plan.max_iter)
     if comm.is_main_process():
-        save_backbone(path, model.state_dict(), backbone_meta(model, settings.epochs))
-        write_pictures(model, paths, settings.output_dir)
+        save_backbone(path, trainer.eval_model.state_dict(), meta)
+        metrics = read_metrics(Path(settings.output_dir, "metrics.json"))
+        if metrics:
+            plot_training(metrics, Path(settings.output_dir, "loss.png"))
         logger.info("The backbone for the next stage: %s", path)
     return path
 
@@ -131,29 +169,24 @@ def _as_list(path) -> list[str]:
     return [str(p) for p in path] if OmegaConf.is_list(path) else [str(path)]
 
 
-def _compute_losses(device: torch.device):
-    def compute(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-        return {"loss": model(images.to(device, non_blocking=True)).loss}
+def _compute_losses(device: torch.device, bad_images: CountBadImages):
+    def compute(model: nn.Module, batch: tuple[list[Tensor], list[BadImage]]) -> dict[str, Tensor]:
+        tensors, failed = batch
+        bad_images.add(failed)
+        images, noise = (tensor.to(device, non_blocking=True) for tensor in tensors)
+        return {"loss": model(images, noise=noise).loss}
 
     return compute
 
 
 def backbone_meta(model: nn.Module, epochs: float) -> dict:
-    """The plain-data ``meta`` of a backbone file."""
+    """The plain-data ``meta`` of a run's files: what the model is, and what made it."""
     return model.architecture | {"epochs": epochs, "code_version": lomar_det.__version__}
-
-
-def write_pictures(model: nn.Module, paths: list[Path], output_dir: str | Path) -> None:
-    """``reconstruction.png`` and ``loss.png``, for people who would rather look than read."""
-    if isinstance(model, LoMaR):
-        spread = paths[:: max(1, len(paths) // 4)][:4]
-        reconstruction_sheet(model, spread, Path(output_dir, "reconstruction.png"))
-    metrics = Path(output_dir, "metrics.json")
-    if metrics.is_file():
-        plot_loss(read_metrics(metrics), Path(output_dir, "loss.png"))
 
 
 def read_metrics(path: str | Path) -> list[dict]:
     """The lines of a ``metrics.json``; after a resume, the later line of an iteration counts."""
+    if not Path(path).is_file():
+        return []
     lines = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
     return [by_iter for _, by_iter in sorted({m["iteration"]: m for m in lines}.items())]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lomar_det.layers import TokenGrid, grid_size, patchify
 
 from .encoder import VisionTransformerEncoder
-from .windows import WindowSample, check_windows, sample_windows
+from .windows import WindowSample, check_windows, noise_per_window, windows_from_noise
 
 
 @dataclass
@@ -88,23 +88,26 @@ class LoMaR(VisionTransformerEncoder):
         self.init_weights()
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, images: Tensor, windows: WindowSample | None = None) -> LoMaROutput:
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Of the random numbers that decide an image's windows and masks."""
+        return (self.num_windows, noise_per_window(self.window_size))
+
+    def forward(
+        self, images: Tensor, windows: WindowSample | None = None, noise: Tensor | None = None
+    ) -> LoMaROutput:
         """Reconstructs windows of a batch.
 
         Args:
             images: (B, 3, height, width), normalised, multiples of the patch size.
-            windows: Which windows; sampled here if None.
+            windows: Which windows; made from ``noise`` if None.
+            noise: (B, *noise_shape), uniform in [0, 1); drawn here if None.
         """
         grid = grid_size(images.shape[2:], self.patch_size)
         if windows is None:
-            windows = sample_windows(
-                images.shape[0],
-                grid,
-                self.window_size,
-                self.num_windows,
-                self.mask_ratio,
-                device=images.device,
-            )
+            if noise is None:
+                noise = torch.rand(images.shape[0], *self.noise_shape, device=images.device)
+            windows = windows_from_noise(noise, grid, self.window_size, self.mask_ratio)
         patches = self.window_patches(images, windows)  # (M, K, p * p * 3)
         x = self.embed_window(patches, windows, grid, masked=True)
         x = self.forward_blocks(x, TokenGrid(self.window_size, self.window_size, cls_token=True))

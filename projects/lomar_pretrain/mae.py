@@ -9,9 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from lomar_det.layers import Block, TokenGrid, grid_size, patchify, sincos_pos_embed, subset_buckets
+from lomar_det.settings import check_settings, number, whole
 
 from .encoder import VisionTransformerEncoder
 from .lomar import normalize_patches
+
+_RULES = {
+    "decoder_embed_dim": whole(1),
+    "decoder_depth": whole(1),
+    "decoder_num_heads": whole(1),
+    "mask_ratio": number("(0, 1)"),
+}
 
 
 @dataclass
@@ -27,7 +35,9 @@ class MAE(VisionTransformerEncoder):
     """Encodes the visible patches of the whole image and reconstructs the rest with a decoder.
 
     With ``rel_pos`` the encoder sees an arbitrary subset of the grid, so its iRPE buckets come from
-    the coordinates of the visible patches. State-dict names are those of the released MAE files.
+    the coordinates of the visible patches. The decoder has iRPE as well, on the whole grid: without
+    absolute positions nothing else tells its mask tokens apart. State-dict names are those of the
+    released MAE files.
 
     Args:
         img_size, patch_size, embed_dim, depth, num_heads, mlp_ratio, rel_pos, abs_pos: See
@@ -65,15 +75,28 @@ class MAE(VisionTransformerEncoder):
             abs_pos=abs_pos,
             attention_backend=attention_backend,
         )
+        check_settings(locals(), _RULES)
+        if decoder_embed_dim % decoder_num_heads:
+            raise ValueError(
+                f"decoder_embed_dim {decoder_embed_dim} is not a multiple of decoder_num_heads "
+                f"{decoder_num_heads}"
+            )
         num_patches = self.grid[0] * self.grid[1]
-        if not 0 < int(num_patches * (1 - mask_ratio)) < num_patches:
-            raise ValueError(f"mask_ratio {mask_ratio} must leave some of {num_patches} patches")
+        num_visible = int(num_patches * (1 - mask_ratio))
+        if not 0 < num_visible < num_patches:
+            raise ValueError(
+                f"mask_ratio {mask_ratio} leaves {num_visible} of {num_patches} patches visible: "
+                "some must be visible, and some masked"
+            )
         self.mask_ratio = mask_ratio
         self.norm_pix_loss = norm_pix_loss
         self.architecture |= {
             "method": "mae",
             "mask_ratio": mask_ratio,
             "norm_pix_loss": norm_pix_loss,
+            "decoder_embed_dim": decoder_embed_dim,
+            "decoder_depth": decoder_depth,
+            "decoder_num_heads": decoder_num_heads,
         }
         self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
@@ -94,6 +117,11 @@ class MAE(VisionTransformerEncoder):
         self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size**2 * 3)
         self.init_weights()
         nn.init.normal_(self.mask_token, std=0.02)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Of the random numbers that decide an image's mask."""
+        return (self.grid[0] * self.grid[1],)
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> MAEOutput:
         """Reconstructs a batch.

@@ -1,120 +1,190 @@
-"""Pictures of a run: what the model reconstructs, and its loss curve."""
+"""Figures of a run: what the model reconstructs (the paper's Figures 2 and 3), and its curves."""
 
 from pathlib import Path
 
-import torch
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
-from torchvision.transforms import v2
 
-from lomar_det.layers import unpatchify
-
-from .data import denormalize, load_image, normalize
 from .lomar import LoMaR
-from .windows import WindowSample, sample_windows
+from .mae import MAE
+from .reconstruction import Reconstruction, reconstruct
 
 NORMALISED_NOTE = (
-    "Targets are normalised per patch: predictions are shown with the true mean and variance of "
-    "each masked patch."
+    "The model predicts pixels normalised per patch. They are drawn with the TRUE mean and "
+    "variance of each patch:\nbrightness and contrast are given away, only the structure within "
+    "a patch is predicted."
 )
+RAW_NOTE = "The model predicts plain pixels; they are drawn as predicted, nothing is given away."
+FIRST, OTHER = "red", "gold"  # outlines of windows
+DPI = 120
 
 
-@torch.no_grad()
-def reconstruct_window(model: LoMaR, image: Tensor, seed: int = 0) -> dict[str, Tensor]:
-    """One random window of one picture, as the paper's Figure 2 shows it.
+def reconstruction_figure(
+    model: LoMaR | MAE,
+    images: list[tuple[str, Tensor]],
+    num_windows: int | None = None,
+    seed: int = 0,
+    title: str = "",
+) -> Figure:
+    """One row of panels for each picture.
+
+    LoMaR: original with its windows, then the first of them (red), masked and reconstructed, then
+    all windows in place, masked and reconstructed. MAE: original, masked, reconstructed,
+    reconstructed + visible.
 
     Args:
-        model: A LoMaR model.
-        image: (3, height, width), normalised.
-        seed: Picks the window and the mask.
-
-    Returns:
-        ``box``, (4,) window in pixels (x, y, width, height), and three pictures (3, k * p, k * p)
-        in [0, 1]: ``window``, ``masked`` (grey where masked), ``reconstructed``.
+        model: On any device.
+        images: (name, normalised picture (3, height, width)), see `reconstruction.fit_to_model`.
+        num_windows: Windows on each picture; the model's own number if None.
+        seed: Picture number i is masked with seed + i.
+        title: Above it all.
     """
-    device, p, k = image.device, model.patch_size, model.window_size
-    grid = (image.shape[1] // p, image.shape[2] // p)
-    generator = torch.Generator().manual_seed(seed)
-    sample = sample_windows(1, grid, k, 1, model.mask_ratio, generator=generator)
-    windows: WindowSample = sample.to(device)
-    was_training = model.training
-    model.eval()
-    pred = model(image[None], windows).pred.float()  # (1, K, p * p * 3)
-    model.train(was_training)
-    patches = model.window_patches(image[None], windows)
-    if model.norm_pix_loss:
-        mean, var = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
-        pred = pred * (var + 1e-6).sqrt() + mean
-    mask = windows.mask[..., None]
-    row, column = divmod(int(windows.patch_ids[0, 0]), grid[1])
+    rows = [
+        (name, reconstruct(model, image, num_windows, seed + number))
+        for number, (name, image) in enumerate(images)
+    ]
+    draw = _lomar_panels if isinstance(model, LoMaR) else _mae_panels
+    panels = [draw(result) for _, result in rows]
+    titles = list(panels[0])
+    widths = [max(_aspect(row[title]) for row in panels) for title in titles]
+    figure = _new_figure((2 * sum(widths) + 0.4, 2 * len(rows) + 1))
+    axes = figure.subplots(len(rows), len(titles), squeeze=False, width_ratios=widths)
+    for number, ((name, result), row) in enumerate(zip(rows, panels, strict=True)):
+        for axis, (panel_title, picture) in zip(axes[number], row.items(), strict=True):
+            axis.imshow(picture.permute(1, 2, 0).numpy())
+            axis.set(xticks=[], yticks=[])
+            if number == 0:
+                axis.set_title(panel_title, fontsize=9)
+        axes[number, 0].set_ylabel(_shorten(name), fontsize=7, parse_math=False)
+        _outline(axes[number, 0], result.boxes)
+    note = NORMALISED_NOTE if model.norm_pix_loss else RAW_NOTE
+    figure.supxlabel(note, fontsize=8)
+    figure.suptitle(_headline(model, title), fontsize=10, parse_math=False)
+    return figure
 
-    def picture(tokens: Tensor) -> Tensor:
-        return unpatchify(tokens, (k, k), p)[0]
 
-    grey = torch.where(mask, 0.5, 0.0).expand_as(patches)
+def _lomar_panels(result: Reconstruction) -> dict[str, Tensor]:
+    x, y, width, height = result.boxes[0].tolist()
+
+    def crop(picture: Tensor) -> Tensor:
+        return picture[:, y : y + height, x : x + width]
+
+    panels = {
+        "original": result.original,
+        "window": crop(result.original),
+        "masked": crop(result.masked),
+        "reconstructed": crop(result.filled),
+    }
+    if len(result.boxes) > 1:
+        panels |= {
+            f"{len(result.boxes)} windows,\nmasked": result.masked,
+            f"{len(result.boxes)} windows,\nreconstructed": result.filled,
+        }
+    return panels
+
+
+def _mae_panels(result: Reconstruction) -> dict[str, Tensor]:
     return {
-        "box": torch.tensor([column * p, row * p, k * p, k * p]),
-        "window": denormalize(picture(patches)),
-        "masked": torch.where(picture(grey) > 0, picture(grey), denormalize(picture(patches))),
-        "reconstructed": denormalize(picture(torch.where(mask, pred, patches))),
+        "original": result.original,
+        "masked": result.masked,
+        "reconstructed": result.predicted,
+        "reconstructed + visible": result.filled,
     }
 
 
-def reconstruction_sheet(model: LoMaR, paths: list, output: str | Path, seed: int = 0) -> Path:
-    """Draws the paper's four panels for some pictures: original, window, masked, reconstructed.
+def _outline(axis, boxes: Tensor) -> None:
+    """The first window last: it lies on top, as in the pictures."""
+    for number, (x, y, width, height) in reversed(list(enumerate(boxes.tolist()))):
+        color = OTHER if number else FIRST
+        # pixel centres are whole numbers, so that the picture begins half a pixel before 0
+        corner = x - 0.5, y - 0.5
+        axis.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=color, lw=1.5))
+
+
+def _headline(model: LoMaR | MAE, title: str) -> str:
+    if isinstance(model, LoMaR):
+        count = model.window_size**2
+        masked = f"LoMaR: {int(count * model.mask_ratio)} of {count} patches of a window masked"
+    else:
+        count = model.grid[0] * model.grid[1]
+        masked = f"MAE: {count - int(count * (1 - model.mask_ratio))} of {count} patches masked"
+    return f"{title} ({masked})" if title else masked
+
+
+def _aspect(picture: Tensor) -> float:
+    return max(picture.shape[2] / picture.shape[1], 0.6)  # room for the title
+
+
+def _shorten(name: str, length: int = 28) -> str:
+    return name if len(name) <= length else "..." + name[3 - length :]
+
+
+def plot_training(metrics: list[dict], output: str | Path) -> Path:
+    """Draws what a run measured over its iterations: loss, learning rate, speed, kNN accuracy.
 
     Args:
-        model: A LoMaR model, on any device.
-        paths: One row of panels each.
+        metrics: Lines of a ``metrics.json``. What is in none of them gets no panel.
         output: The PNG to write.
-        seed: Picks windows and masks.
     """
-    device = next(model.parameters()).device
-    fit = v2.Compose([v2.Resize(max(model.img_size)), v2.CenterCrop(model.img_size)])
-    figure = Figure(figsize=(8, 2 * len(paths) + 0.6), layout="constrained")
+    panels = {
+        "loss": {"total_loss": "loss"},
+        "learning rate": {"lr": "learning rate"},
+        "images / s": {"img_per_s": "images / s"},
+        "kNN top-1 accuracy, %": {
+            "knn_top1": "this model",
+            "knn_top1_random_init": "random initialisation",
+            "knn_chance": "always the largest class",
+        },
+    }
+    curves = {
+        title: {
+            label: [(m["iteration"], m[key]) for m in metrics if m.get(key) is not None]
+            for key, label in keys.items()
+        }
+        for title, keys in panels.items()
+    }
+    curves = {title: lines for title, lines in curves.items() if any(lines.values())}
+    columns = min(2, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = _new_figure((5 * columns, 3 * rows))
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis in axes[len(curves) :]:
+        axis.set_axis_off()
+    for axis, (title, lines) in zip(axes, curves.items(), strict=False):
+        for (label, points), style in zip(lines.items(), ("-", "--", ":"), strict=False):
+            marker = "." if len(points) < 30 else ""
+            axis.plot(*np.array(points or [(np.nan, np.nan)]).T, style, marker=marker, label=label)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("iteration")
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axis.ticklabel_format(axis="y", scilimits=(-3, 4))
+        axis.grid(alpha=0.3)
+        if "img_per_s" in panels[title]:
+            axis.set_ylim(bottom=0)  # else a steady speed looks like noise
+        if len(lines) > 1:
+            axis.legend(fontsize=8)
+    return save_figure(figure, output)
+
+
+def _new_figure(size: tuple[float, float]) -> Figure:
+    """A figure that pyplot does not know: no display, nothing kept after the run."""
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(len(paths), 4, squeeze=False)
-    titles = ("original", "window", "masked", "reconstructed")
-    for number, (row, path) in enumerate(zip(axes, paths, strict=True)):
-        image = normalize(fit(load_image(path))).to(device)
-        panels = reconstruct_window(model, image, seed + number)
-        panels["original"] = denormalize(image)
-        for axis, title in zip(row, titles, strict=True):
-            axis.imshow(panels[title].permute(1, 2, 0).cpu().numpy())
-            axis.set_axis_off()
-            if number == 0:
-                axis.set_title(title)
-        x, y, width, height = panels["box"].tolist()
-        row[0].add_patch(Rectangle((x, y), width, height, fill=False, edgecolor="red", lw=2))
-    if model.norm_pix_loss:
-        figure.supxlabel(NORMALISED_NOTE, fontsize=7)
+    return figure
+
+
+def save_figure(figure: Figure, output: str | Path) -> Path:
+    """Writes a figure in the format of the file's name, folders included."""
     Path(output).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=120)
+    figure.savefig(output)
     return Path(output)
 
 
-def plot_loss(metrics: list[dict], output: str | Path, key: str = "total_loss") -> Path:
-    """Draws a loss over the iterations, with the learning rate behind it.
-
-    Args:
-        metrics: Lines of a ``metrics.json``.
-        output: The PNG to write.
-        key: The metric.
-    """
-    points = [line for line in metrics if key in line]
-    iterations = [line["iteration"] for line in points]
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    axis.plot(iterations, [line[key] for line in points], color="tab:blue")
-    axis.set(xlabel="iteration", ylabel="loss")
-    axis.grid(alpha=0.3)
-    if all("lr" in line for line in points):
-        twin = axis.twinx()
-        twin.plot(iterations, [line["lr"] for line in points], color="tab:gray", lw=1, ls="--")
-        twin.set_ylabel("learning rate (dashed)", color="tab:gray")
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=120)
-    return Path(output)
+def figure_to_array(figure: Figure) -> np.ndarray:
+    """The drawn figure as (3, height, width) uint8, for TensorBoard."""
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].transpose(2, 0, 1).copy()

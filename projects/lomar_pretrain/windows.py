@@ -9,6 +9,13 @@ import torch
 from torch import Tensor
 
 from lomar_det.layers import to_pair
+from lomar_det.settings import check_settings, number, whole
+
+_RULES = {
+    "window_size": whole(1),
+    "num_windows": whole(1),
+    "mask_ratio": number("(0, 1]"),
+}
 
 
 @dataclass(frozen=True)
@@ -31,18 +38,16 @@ class WindowSample:
 
 def check_windows(grid: tuple[int, int], window_size: int, num_windows: int, mask_ratio: float):
     """Raises ValueError, with the reason, for settings that allow no windows."""
-    if not 1 <= window_size <= min(grid):
+    check_settings(locals(), _RULES)
+    if window_size > min(grid):
         raise ValueError(
             f"window_size {window_size} does not fit the {grid[0]}x{grid[1]} patch grid: choose "
             f"1 to {min(grid)}, or a larger image"
         )
-    if num_windows < 1:
-        raise ValueError(f"num_windows must be at least 1, got {num_windows}")
-    num_masked = int(window_size**2 * mask_ratio)
-    if not 0 < num_masked <= window_size**2:
+    if int(window_size**2 * mask_ratio) < 1:
         raise ValueError(
-            f"mask_ratio {mask_ratio} masks {num_masked} of {window_size**2} patches of a window: "
-            "nothing to learn; choose a ratio in (0, 1]"
+            f"mask_ratio {mask_ratio} masks none of the {window_size**2} patches of a window: "
+            f"nothing to learn; choose at least 1/{window_size**2}"
         )
 
 
@@ -73,15 +78,38 @@ def sample_windows(
     Raises:
         ValueError: the window does not fit the grid, or nothing would be masked.
     """
-    H, W = to_pair(grid_size)
-    check_windows((H, W), window_size, num_windows, mask_ratio)
-    M, k = batch_size * num_windows, window_size
-    options = {"generator": generator, "device": device}
-    top = torch.randint(0, H - k + 1, (M, 1, 1), **options)
-    left = torch.randint(0, W - k + 1, (M, 1, 1), **options)
-    side = torch.arange(k, device=device)
+    check_windows(to_pair(grid_size), window_size, num_windows, mask_ratio)
+    shape = (batch_size, num_windows, noise_per_window(window_size))
+    noise = torch.rand(shape, generator=generator, device=device)
+    return windows_from_noise(noise, grid_size, window_size, mask_ratio)
+
+
+def noise_per_window(window_size: int) -> int:
+    """Random numbers that one window takes: its row, its column, and one per patch to mask."""
+    return 2 + window_size**2
+
+
+def windows_from_noise(
+    noise: Tensor, grid_size: int | tuple[int, int], window_size: int, mask_ratio: float
+) -> WindowSample:
+    """Turns random numbers into windows, so that the numbers can travel with each image.
+
+    Windows are then part of the sample: they do not depend on how a batch is split over processes
+    and passes, nor on the device.
+
+    Args:
+        noise: (B, num_windows, 2 + k * k) fp32, uniform in [0, 1).
+        grid_size, window_size, mask_ratio: See `sample_windows`.
+    """
+    (H, W), k = to_pair(grid_size), window_size
+    B, num_windows = noise.shape[:2]
+    check_windows((H, W), k, num_windows, mask_ratio)
+    noise = noise.reshape(B * num_windows, -1, 1)
+    top = (noise[:, :1] * (H - k + 1)).long()  # (M, 1, 1)
+    left = (noise[:, 1:2] * (W - k + 1)).long()
+    side = torch.arange(k, device=noise.device)
     patch_ids = (top + side[:, None]) * W + left + side[None, :]  # (M, k, k)
     # Ranking noise picks a fixed number of patches per window, without replacement.
-    rank = torch.rand(M, k * k, **options).argsort(dim=1).argsort(dim=1)
-    image_ids = torch.arange(batch_size, device=device).repeat_interleave(num_windows)
+    rank = noise[:, 2:, 0].argsort(dim=1).argsort(dim=1)
+    image_ids = torch.arange(B, device=noise.device).repeat_interleave(num_windows)
     return WindowSample(image_ids, patch_ids.flatten(1), rank < int(k * k * mask_ratio))

@@ -28,7 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tiling import Box, tile_boxes, write_coco, write_tiles  # in this folder
+from tiling import write_coco, write_tiles  # in this folder
+
+from lomar_det.tiling import Box, tile_boxes
 
 WHEEL_REQUIREMENT = "deepforest==2.1.0"
 WHEEL_NAME = "deepforest-2.1.0-py3-none-any.whl"

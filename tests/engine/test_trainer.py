@@ -1,15 +1,20 @@
-"""The trainer: accumulation equals the large batch, precision, schedules, signals."""
+"""The trainer: accumulation, precision, averages, skipped steps, schedules, signals."""
 
+import copy
 import math
+import multiprocessing
 import os
 import signal
 
 import pytest
 import torch
+from common import free_port
+from detectron2.engine import HookBase
 from torch import nn
 
 from lomar_det.engine import (
     Checkpointer,
+    StopOnDivergence,
     StopOnSignal,
     Trainer,
     resolve_precision,
@@ -43,11 +48,208 @@ def test_gradients_are_clipped():
     assert norm == pytest.approx(0.5, rel=1e-4)
 
 
-def test_non_finite_loss_stops_before_the_weights_are_spoilt():
-    trainer = make_trainer([torch.ones(2, 3), torch.full((2, 3), math.inf)])
-    with pytest.raises(UserError, match="(?s)diverged in iteration 1.*--resume"):
-        trainer.train(0, 2)
+NAN = torch.full((2, 3), math.nan)
+GOOD = torch.randn(8, 2, 3, generator=torch.Generator().manual_seed(3))
+
+
+def state_of(trainer):
+    """Copies of everything that a skipped step must leave alone."""
+    parts = [trainer.model.state_dict(), trainer.optimizer.state_dict()["state"]]
+    parts.append(trainer.ema.module.state_dict() if trainer.ema else {})
+    return copy.deepcopy(parts)
+
+
+def make_fused(trainer):
+    groups = trainer.optimizer.param_groups
+    trainer.optimizer = torch.optim.AdamW(groups[0]["params"], lr=0.1, fused=True)
+    return trainer
+
+
+@pytest.mark.parametrize("ema_decay, fused", [(None, False), (0.9, False), (None, True)])
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_a_step_that_is_not_finite_changes_nothing(lomar_log, ema_decay, fused, accumulation_steps):
+    batches = list(GOOD[:6])
+    batches[4] = NAN  # the whole of a step, or half of it
+    skipped = 4 // accumulation_steps
+    settings = dict(ema_decay=ema_decay, accumulation_steps=accumulation_steps)
+    trainer = make_trainer(batches, **settings, gather_metric_period=100)
+    if fused:
+        make_fused(trainer)
+    states = []
+
+    class Watch(HookBase):
+        def after_step(self):
+            states.append(state_of(trainer))
+            self.trainer.storage.put_scalar("seen", self.trainer.iter)
+
+    trainer.register_hooks([Watch()])
+    trainer.train(0, 6 // accumulation_steps)
+    before, after = states[skipped - 1 : skipped + 1]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(before, states[skipped - 2], rtol=0, atol=0)
+    assert f"Iteration {skipped} is skipped" in lomar_log.text
+    losses = trainer.storage.history("total_loss").values()
+    steps = set(range(6 // accumulation_steps)) - {skipped}
+    assert [iteration for _, iteration in losses] == sorted(steps)
+    assert all(math.isfinite(loss) for loss, _ in losses)
+
+
+def test_a_forward_pass_that_gives_up_is_skipped_and_reads_its_data(lomar_log):
+    """detectron2's proposals raise FloatingPointError when boxes are infinite."""
+    seen = []
+
+    def losses(model, x):
+        seen.append(x)
+        if len(seen) == 3:  # the first half of step 1
+            raise FloatingPointError("Predicted boxes or scores contain Inf/NaN.")
+        return {"loss": model(x).square().mean()}
+
+    trainer = make_trainer(GOOD, accumulation_steps=2, ema_decay=0.9)
+    trainer.compute_losses = losses
+    trainer.train(0, 4)
+    assert len(seen) == 8 and torch.equal(seen[4], GOOD[4])
+    assert "Iteration 1: Predicted boxes" in lomar_log.text
+    assert "Iteration 1 is skipped" in lomar_log.text
+    assert trainer.optimizer.state_dict()["state"][0]["step"] == 3
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_too_many_skipped_steps_in_a_row_end_the_run(tmp_path, fused):
+    batches = [GOOD[0], NAN, NAN, GOOD[1], NAN, NAN, NAN, NAN, NAN]
+    trainer = make_trainer(batches, gather_metric_period=100)
+    if fused:
+        make_fused(trainer)
+    checkpointer = Checkpointer(trainer.model, str(tmp_path), trainer=trainer)
+    checkpointer.save("model_0000003", iteration=3)
+    trainer.register_hooks([StopOnDivergence(checkpointer, max_skipped_steps=2)])
+    with pytest.raises(UserError, match="3 steps in a row.*model_0000003.pth.*--resume"):
+        trainer.train(0, 9)
+    assert trainer.iter == (7 if fused else 6)  # outcomes are read a step later
     assert trainer.model.weight.isfinite().all()
+
+
+def test_gradients_alone_can_be_the_reason():
+    def losses(model, x):  # d sqrt(x) / dx at 0
+        return {"loss": (model(x) * 0).abs().sqrt().sum()}
+
+    trainer = make_trainer(GOOD[:1])
+    trainer.compute_losses = losses
+    before = state_of(trainer)
+    trainer.train(0, 1)
+    torch.testing.assert_close(state_of(trainer), before)
+    assert trainer.skipped_in_a_row == 1
+
+
+def test_fp16s_own_overflows_halve_the_scale_without_a_warning(lomar_log):
+    trainer = make_trainer(GOOD, dtype=torch.float16, ema_decay=0.9)
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    trainer.model.weight.data.fill_(50)  # gradients of more than two overflow
+    before = state_of(trainer)
+    trainer.train(0, 1)
+    torch.testing.assert_close(state_of(trainer), before)
+    assert trainer.grad_scaler.get_scale() == 2.0**126 and trainer.skipped_in_a_row == 1
+    assert "skipped" not in lomar_log.text
+    again = make_trainer(GOOD[1:], dtype=torch.float16, ema_decay=0.9)
+    again.grad_scaler = torch.amp.GradScaler("cpu")
+    again.load_state_dict(copy.deepcopy(trainer.state_dict()))
+    assert again.grad_scaler.get_scale() == 2.0**126
+    again.compute_losses = lambda model, x: {"loss": model(x).sum() * math.nan}
+    again.train(0, 1)
+    assert "Iteration 0 is skipped" in lomar_log.text
+
+
+def test_the_average_follows_the_closed_formula():
+    trainer = make_trainer(GOOD, ema_decay=0.5)
+    weights = []
+
+    class Watch(HookBase):
+        def after_step(self):
+            weights.append(trainer.model.weight.detach().clone())
+
+    trainer.register_hooks([Watch()])
+    trainer.train(0, 8)
+    average = weights[0]  # not the initial weights
+    for step, weight in enumerate(weights[1:], start=1):
+        decay = min(0.5, 1 - (1 + step) ** -0.75)
+        average = decay * average + (1 - decay) * weight
+    torch.testing.assert_close(trainer.eval_model.weight, average)
+
+
+def test_losses_read_late_are_the_same():
+    """With a fused optimizer the host reads each step's losses one step later."""
+    histories = []
+    for period in (1, 3, 100):
+        trainer = make_fused(make_trainer(GOOD, gather_metric_period=period))
+        trainer.train(0, 8)
+        histories.append(trainer.storage.history("total_loss").values())
+    assert histories[0] == histories[1] == histories[2] and len(histories[0]) == 8
+
+
+def one_of_two(rank, port, results):
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    batches = list(GOOD)
+    if rank == 1:
+        batches[2] = batches[5] = batches[6] = NAN
+    trainer = make_trainer(batches, ema_decay=0.9)
+    # no DistributedDataParallel, which would spread the NaN: they must agree by themselves
+    trainer.register_hooks([StopOnDivergence(Checkpointer(trainer.model, ""), 1)])
+    try:
+        trainer.train(0, 8)
+    except UserError:
+        steps = trainer.optimizer.state_dict()["state"][0]["step"].item()
+        losses = trainer.storage.history("total_loss").values()
+        results.put((trainer.iter, steps, losses))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="autograd with CUDA cannot be forked")
+def test_all_processes_skip_and_stop_together():
+    context, port = multiprocessing.get_context("fork"), free_port()
+    results = context.Queue()
+    group = [context.Process(target=one_of_two, args=(r, port, results)) for r in range(2)]
+    for process in group:
+        process.start()
+    first, second = results.get(timeout=60), results.get(timeout=60)
+    for process in group:
+        process.join()
+    assert first == second and first[:2] == (6, 4)
+
+
+@pytest.mark.gpu
+def test_a_step_does_not_wait_for_the_gpu():
+    class Watch(HookBase):
+        def before_step(self):  # the first steps allocate
+            torch.cuda.set_sync_debug_mode("error" if self.trainer.iter > 1 else "default")
+
+        def after_step(self):
+            torch.cuda.set_sync_debug_mode("default")
+
+    torch.manual_seed(1)
+    model = nn.Linear(3, 1).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    losses = lambda model, x: {"loss": model(x).square().mean()}  # noqa: E731
+    batches = [*GOOD[:6].cuda(), NAN.cuda(), GOOD[7].cuda()]
+    trainer = Trainer(
+        model, iter(batches), optimizer, losses, device="cuda", gather_metric_period=100
+    )
+    trainer.register_hooks([Watch()])
+    trainer.train(0, 8)
+    history = trainer.storage.history("total_loss").values()
+    assert [iteration for _, iteration in history] == [0, 1, 2, 3, 4, 5, 7]
+    assert model.weight.isfinite().all()
+
+
+def test_a_full_gpu_is_one_clear_error():
+    trainer = make_trainer([torch.ones(2, 3)])
+
+    def losses(model, x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    trainer.compute_losses = losses
+    with pytest.raises(UserError, match="lower train.max_batch_per_gpu"):
+        trainer.train(0, 1)
 
 
 def test_bf16_autocast_works_on_a_cpu():

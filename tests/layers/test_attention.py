@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lomar_det.layers import Attention, Block, TokenGrid, bucket_table, rpe_attention
+from lomar_det.layers.irpe import _grid_buckets
+from lomar_det.layers.rpe_attention import _one_hot_sides
 from lomar_det.layers.windows import strips
 
 GRIDS = [TokenGrid(7, 7, True), TokenGrid(5, 9), TokenGrid(14, 14), TokenGrid(3, 2, True)]
@@ -112,6 +114,28 @@ def test_strips_cut_any_side_into_few_even_windows(size, window_size):
     sides = [side for part, side in cuts for _ in range((part.stop - part.start) // side)]
     assert sum(sides) == size and max(sides) <= window_size and max(sides) - min(sides) <= 1
     assert len(sides) == -(-size // window_size) and len(cuts) <= 2
+
+
+@pytest.mark.parametrize("height, width", [(2, 3), (8, 8), (9, 5), (13, 4)])
+@pytest.mark.parametrize("window_size", [0, 4])
+def test_what_is_recorded_for_export_equals_the_normal_path(
+    height, width, window_size, monkeypatch
+):
+    attention = Attention(16, 2, window_size=window_size).double()
+    torch.nn.init.normal_(attention.rpe_k.lookup_table_weight)
+    x = torch.randn(3, height * width, 16, dtype=torch.float64)
+    expected = attention(x, TokenGrid(height, width))
+    caches = _one_hot_sides.cache_info(), _grid_buckets.cache_info()
+    monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
+    torch.testing.assert_close(attention(x, TokenGrid(height, width)), expected)
+    # what is made while recording must not be found by anybody else
+    assert caches == (_one_hot_sides.cache_info(), _grid_buckets.cache_info())
+
+
+def test_compiles_without_a_graph_break():
+    block, x = Block(32, 2, window_size=3), torch.randn(2, 35, 32)
+    compiled = torch.compile(block, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, TokenGrid(5, 7)), block(x, TokenGrid(5, 7)))
 
 
 @pytest.mark.parametrize(

@@ -71,3 +71,9 @@ def test_table_parameter_has_the_official_shape_and_starts_at_zero():
     (name, table), *rest = IRPE(64).named_parameters()
     assert (name, tuple(table.shape), rest) == ("lookup_table_weight", (1, 64, 50), [])
     assert not table.any()
+
+
+def test_cached_tables_ignore_the_device_in_force():
+    with torch.device("meta"):
+        table = bucket_table(TokenGrid(11, 3), "cpu")
+    assert table.device.type == "cpu" and table.max() == 47

@@ -41,35 +41,52 @@ def test_features_of_one_window_are_the_pretraining_encoders():
     torch.testing.assert_close(feature.flatten(2).transpose(1, 2), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (40, 24)])
+def baselines(rel_pos=True, drop_path_rate=0.0, patch_size=4):
+    """detectron2's ViT and ours with the same weights, in double precision."""
+    settings = SMALL | {"window_size": 3, "window_block_indexes": [0, 1], "patch_size": patch_size}
+    settings |= {"img_size": 8 * patch_size, "pretrain_img_size": 4 * patch_size}
+    settings |= {"drop_path_rate": drop_path_rate}
+    norm = partial(nn.LayerNorm, eps=1e-6)
+    theirs = randomise(ViT(**settings, use_rel_pos=rel_pos, norm_layer=norm).double())
+    kind = "decomposed" if rel_pos else "none"
+    ours = LoMaRViT(**settings, rel_pos=kind, use_abs_pos=True).double()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    return ours, theirs
+
+
+def assert_same_outputs_and_gradients(ours, theirs, image):
+    outputs, grads = [], []
+    for model in (ours, theirs):
+        torch.manual_seed(0)  # for the paths that are dropped
+        outputs.append(model(image))
+        generator = torch.Generator().manual_seed(1)
+        sum(
+            (out * torch.randn(out.shape, generator=generator, dtype=out.dtype)).sum()
+            for out in outputs[-1].values()
+        ).backward()
+        grads.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert outputs[0].keys() == outputs[1].keys() and grads[0].keys() == grads[1].keys()
+    for name, out in outputs[0].items():
+        torch.testing.assert_close(out, outputs[1][name], msg=name)
+    for name, grad in grads[0].items():
+        assert grad is not None and grad.abs().max() > 0, name
+        torch.testing.assert_close(grad, grads[1][name], msg=name)
+
+
+# 32 x 32 is what the tables are laid out for; windows of 3 pad 8 x 8 tokens to 9 x 9
+@pytest.mark.parametrize("size", [(32, 32), (40, 24), (8, 52)])
 @pytest.mark.parametrize("rel_pos", [True, False])
 def test_baseline_equals_detectron2_vit(size, rel_pos):
     """Forward and gradients, windows that need padding, other sizes than the tables' included."""
-    settings = SMALL | {"img_size": 32, "window_size": 3, "window_block_indexes": [0, 1]}
-    theirs = ViT(
-        **settings,
-        pretrain_img_size=16,
-        use_rel_pos=rel_pos,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-    ).double()
-    randomise(theirs)
-    ours = LoMaRViT(
-        **settings,
-        pretrain_img_size=16,
-        rel_pos="decomposed" if rel_pos else "none",
-        use_abs_pos=True,
-    ).double()
-    ours.load_state_dict(theirs.state_dict(), strict=True)
     image = torch.randn(2, 3, *size, dtype=torch.float64)
-    a, b = ours(image)["last_feat"], theirs(image)["last_feat"]
-    torch.testing.assert_close(a, b)
-    weight = torch.randn_like(a)
-    for model, out in ((ours, a), (theirs, b)):
-        (out * weight).sum().backward()
-        assert model.patch_embed.proj.weight.grad is not None
-    theirs_grads = {name: p.grad for name, p in theirs.named_parameters()}
-    for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter.grad, theirs_grads[name], msg=name)
+    assert_same_outputs_and_gradients(*baselines(rel_pos), image)
+
+
+def test_baseline_drops_the_paths_that_detectron2_drops():
+    ours, theirs = baselines(drop_path_rate=0.5)
+    image = torch.randn(4, 3, 24, 24, dtype=torch.float64)
+    assert_same_outputs_and_gradients(ours.train(), theirs.train(), image)
+    assert not torch.equal(ours.eval()(image)["last_feat"], ours.train()(image)["last_feat"])
 
 
 def test_translation_by_whole_windows_moves_the_features():
@@ -96,6 +113,62 @@ def test_checkpointed_activations_change_nothing():
         torch.testing.assert_close(a, b)
 
 
+def saved_for_backward(model, image):
+    """Bytes of activations that a forward pass keeps, parameters not counted."""
+    parameters = {parameter.data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in parameters:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        feature = model(image)["last_feat"]
+    return sum(kept.values()), feature
+
+
+@pytest.mark.parametrize("act_checkpoint", [False, True])
+def test_frozen_stages_get_no_gradients_and_keep_nothing(act_checkpoint):
+    image = torch.randn(2, 3, 20, 16)
+    memory = []
+    for freeze_at in range(6):
+        model = randomise(
+            LoMaRViT(
+                window_size=3,
+                window_block_indexes=[0, 2],
+                drop_path_rate=0.2,
+                use_abs_pos=True,
+                use_act_checkpoint=act_checkpoint,
+                freeze_at=freeze_at,
+                **SMALL,
+            )
+        ).train()
+        kept, feature = saved_for_backward(model, image)
+        memory.append(kept)
+        frozen = [("patch_embed.", "pos_embed"), *((f"blocks.{i}.",) for i in range(4))][:freeze_at]
+        frozen = tuple(prefix for stage in frozen for prefix in stage)
+        if freeze_at <= 4:
+            feature.sum().backward()
+        for name, parameter in model.named_parameters():
+            is_frozen = freeze_at > 0 and name.startswith(frozen)
+            assert parameter.requires_grad != is_frozen, name
+            assert (parameter.grad is None) == is_frozen, name
+    assert memory[-1] == 0 and not feature.requires_grad
+    assert memory == sorted(memory, reverse=True) and len(set(memory[1:])) == 5
+
+
+def test_frozen_blocks_drop_no_paths():
+    settings = SMALL | {"drop_path_rate": 0.9, "window_block_indexes": [0], "window_size": 3}
+    image = torch.randn(4, 3, 16, 16)
+    frozen = randomise(LoMaRViT(**settings, freeze_at=5)).train()
+    assert torch.equal(frozen(image)["last_feat"], frozen(image)["last_feat"])
+    assert frozen.training and not any(block.training for block in frozen.blocks)
+    part = LoMaRViT(**settings, freeze_at=3).train()
+    assert [block.training for block in part.blocks] == [False, False, True, True]
+    assert not any(block.training for block in part.eval().blocks)
+
+
 def test_global_blocks_are_vitdets():
     assert window_block_indexes(12) == [0, 1, 3, 4, 6, 7, 9, 10]
     assert sorted(set(range(24)) - set(window_block_indexes(24))) == [5, 11, 17, 23]
@@ -107,6 +180,8 @@ def test_global_blocks_are_vitdets():
         ({"window_block_indexes": [4]}, "do not exist in a depth of 4"),
         ({"window_block_indexes": [0], "window_size": 0}, "window_size"),
         ({"rel_pos": "x"}, "rel_pos"),
+        ({"freeze_at": 6}, "freeze_at 6 is not in 0 .. 5"),
+        ({"freeze_at": -1}, "freeze_at -1"),
     ],
 )
 def test_contradictions_are_refused(settings, words):
@@ -142,6 +217,23 @@ def test_pyramid_equals_detectron2s():
         assert torch.equal(a[name], b[name])
 
 
+@pytest.mark.parametrize("size", [(128, 128), (96, 160)])
+def test_baseline_with_pyramid_equals_detectron2s(size):
+    """The whole backbone of ViTDet: the same names, features and gradients."""
+    ours, theirs = baselines(patch_size=16)
+    theirs = randomise(pyramid(theirs, SimpleFeaturePyramid)).double()
+    ours = pyramid(ours).double()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    image = torch.randn(2, 3, *size, dtype=torch.float64)
+    assert_same_outputs_and_gradients(ours, theirs, image)
+
+
+def test_patches_that_make_no_pyramid_are_refused():
+    net = LoMaRViT(window_block_indexes=[], **(SMALL | {"patch_size": 14}))
+    with pytest.raises(ValueError, match="patches of 14 pixels.*patch size 16"):
+        pyramid(net)
+
+
 def test_padding_key_is_the_one_that_is_read():
     constraints = pyramid().padding_constraints
     assert constraints == {"size_divisibility": 32, "square_size": 0}
@@ -159,7 +251,10 @@ def test_yacs_route_builds_the_same_modules():
     backbone = build_backbone(cfg, ShapeSpec(channels=3))
     assert isinstance(backbone, LoMaRFeaturePyramid) and isinstance(backbone.net, LoMaRViT)
     assert [block.attn.window_size for block in backbone.net.blocks] == [0, 0, 0, 0]
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
     cfg.MODEL.LOMAR.NUM_GLOBAL_BLOCKS = 2
+    cfg.MODEL.BACKBONE.FREEZE_AT = 2
     backbone = build_backbone(cfg, ShapeSpec(channels=3))
     assert [block.attn.window_size for block in backbone.net.blocks] == [14, 0, 14, 0]
+    assert [b.norm1.weight.requires_grad for b in backbone.net.blocks] == [False, True, True, True]
     assert lomar_det.modeling.LoMaRViT is LoMaRViT

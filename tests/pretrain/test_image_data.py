@@ -6,27 +6,10 @@ import torch
 from PIL import Image
 
 from lomar_det.errors import UserError
-from lomar_pretrain.data import PretrainTransform, denormalize, find_images, load_image, normalize
+from lomar_det.images import image_size, load_image
+from lomar_pretrain.data import PretrainTransform, denormalize, normalize
 
 PIXELS = np.arange(24 * 16 * 3, dtype=np.uint8).reshape(24, 16, 3)
-
-
-def test_folders_are_searched_recursively_and_sorted(tmp_path):
-    names = ("b.JPG", "sub/deep/a.png", "notes.txt", "c.tif")
-    for name in names:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    found = [str(path.relative_to(tmp_path)) for path in find_images(tmp_path)]
-    assert found == ["b.JPG", "c.tif", "sub/deep/a.png"]
-
-
-@pytest.mark.parametrize("make, words", [(False, "does not exist"), (True, "has no pictures")])
-def test_missing_and_empty_folders_are_named(tmp_path, make, words):
-    folder = tmp_path / "pictures"
-    if make:
-        folder.mkdir()
-    with pytest.raises(UserError, match=f"pictures {words}.*data.path"):
-        find_images(folder)
 
 
 MODES = {
@@ -46,18 +29,118 @@ def test_formats_and_modes_become_rgb(tmp_path, suffix, mode):
     assert image.mode == "RGB" and image.size == (16, 24)
 
 
-def test_sixteen_bit_keeps_its_range(tmp_path):
-    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
-    Image.fromarray(ramp).save(tmp_path / "x.png")
-    pixels = np.asarray(load_image(tmp_path / "x.png"))
-    assert pixels.min() == 0 and pixels.max() == 255 and 120 < pixels.mean() < 135
+def load_grey(path, pixels, **options):
+    """What a grey picture of these values is opened as."""
+    Image.fromarray(np.asarray(pixels)).save(path, **options)
+    image = np.asarray(load_image(path))
+    assert (image == image[..., :1]).all()
+    return image[..., 0]
 
 
-def test_exif_orientation_is_honoured(tmp_path):
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_bit_depths_in_sixteen_bits_keep_their_range(tmp_path, suffix, bits):
+    ramp = np.linspace(0, 2**bits - 1, 256).round().astype(np.uint16).reshape(16, 16)
+    grey = load_grey(tmp_path / f"x.{suffix}", ramp)
+    assert np.abs(grey.astype(int).ravel() - np.arange(256)).max() <= 1
+
+
+def test_a_dark_picture_of_few_bits_stays_dark(tmp_path):
+    assert load_grey(tmp_path / "x.png", np.full((4, 4), 51, np.uint16)).max() == 51
+    assert load_grey(tmp_path / "x.png", np.zeros((4, 4), np.uint16)).max() == 0
+
+
+FLOATS = [
+    ([0, 0.2, 1], [0, 51, 255]),  # of known scale
+    ([0.2, 0.2, 0.2], [51, 51, 51]),
+    ([280, 290, 300], [0, 128, 255]),  # of unknown scale
+    ([-30, 0, 0], [0, 255, 255]),
+    ([np.nan, 0, 1], [0, 0, 255]),
+    ([np.inf, -np.inf, 0.2], [0, 0, 51]),
+    ([np.nan, 100, 200], [0, 0, 255]),
+    ([np.nan] * 3, [0, 0, 0]),
+    ([7, 7, 7], [0, 0, 0]),
+]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("values, expected", FLOATS)
+def test_floating_point_tiff(tmp_path, values, expected):
+    assert load_grey(tmp_path / "x.tif", np.float32([values])).tolist() == [expected]
+
+
+def test_whole_numbers_without_a_usual_depth(tmp_path):
+    grey = load_grey(tmp_path / "x.tif", np.int32([[-1024, 988, 3000]]))  # computed tomography
+    assert grey.tolist() == [[0, 128, 255]]
+    assert load_grey(tmp_path / "x.tif", np.int32([[0, 10**6]])).tolist() == [[0, 255]]
+
+
+def test_nodata_of_a_geotiff_does_not_count(tmp_path):
+    height = np.float32([[-9999, 100, 200]])
+    assert load_grey(tmp_path / "x.tif", height, tiffinfo={42113: "-9999"}).tolist() == [
+        [0, 0, 255]
+    ]
+    assert load_grey(tmp_path / "x.tif", height, tiffinfo={42113: "none"}).tolist() == [
+        [0, 252, 255]
+    ]
+
+
+def test_cmyk_jpeg_has_its_colours_and_not_their_negatives(tmp_path):
+    red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    red.save(tmp_path / "x.jpg")  # Adobe's polarity, as Photoshop writes it
+    assert b"Adobe" in (tmp_path / "x.jpg").read_bytes()
+    r, g, b = load_image(tmp_path / "x.jpg").getpixel((8, 8))
+    assert r > 240 and g < 15 and b < 15
+
+
+def test_transparency_lies_on_white(tmp_path):
+    clear = np.zeros((4, 4, 4), np.uint8)
+    clear[2:] = (0, 0, 255, 255)
+    for name in ("x.png", "x.tif", "x.webp"):
+        Image.fromarray(clear).save(tmp_path / name, lossless=True)
+        image = load_image(tmp_path / name)
+        assert image.getpixel((0, 0)) == (255, 255, 255) and image.getpixel((0, 3)) == (0, 0, 255)
+
+
+@pytest.mark.parametrize("name", ["x.tif", "x.webp", "x.png", "x.gif"])
+def test_the_first_of_several_frames_is_taken(tmp_path, name):
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+    assert load_image(tmp_path / name).getpixel((4, 4)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_honoured(tmp_path, suffix, orientation):
+    corners = np.zeros((32, 48, 3), np.uint8)
+    corners[:16, :24] = 255  # the first row and column of the picture as stored
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
-    Image.fromarray(PIXELS).save(tmp_path / "x.jpg", exif=exif)
-    assert load_image(tmp_path / "x.jpg").size == (24, 16)
+    exif[0x0112] = orientation
+    Image.fromarray(corners).save(tmp_path / f"x.{suffix}", exif=exif)
+    image = load_image(tmp_path / f"x.{suffix}")
+    assert image.size == image_size(tmp_path / f"x.{suffix}")
+    assert image.size == ((48, 32) if orientation < 5 else (32, 48))
+    # EXIF 2.3, tag 0x0112: where the stored first row and the first column are to be seen
+    top, left = orientation in (1, 2, 5, 6), orientation in (1, 4, 5, 8)
+    x, y = (4 if left else image.width - 4), (4 if top else image.height - 4)
+    assert image.getpixel((x, y))[0] > 200
+    assert image.getpixel((image.width - x, image.height - y))[0] < 50
+
+
+def test_the_limit_of_size_is_a_setting(tmp_path):
+    Image.new("L", (1500, 1000)).save(tmp_path / "x.png")
+    for limit in (1.5, 180, None):
+        assert load_image(tmp_path / "x.png", limit).size == (1500, 1000)
+    for limit in (1.4, 0.7):  # Pillow itself warns of the one and refuses the other
+        with pytest.raises(UserError, match=f"x.png is too large: .* {limit} megapixels"):
+            load_image(tmp_path / "x.png", limit)
+    transform = PretrainTransform(32, max_megapixels=0.5)
+    with pytest.raises(UserError, match="data.max_megapixels"):
+        transform(tmp_path / "x.png")
+    assert Image.MAX_IMAGE_PIXELS == 89478485  # Pillow's own limit is left as it was
+    for wrong in (0, "many"):
+        with pytest.raises(UserError, match="data.max_megapixels"):
+            PretrainTransform(32, max_megapixels=wrong)
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\xff\xd8\xff\xe0 cut off"])

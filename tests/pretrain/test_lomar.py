@@ -1,13 +1,9 @@
 """LoMaR against a slow literal reference, and the released layout of its state dict."""
 
-import math
-
 import pytest
 import torch
-import torch.nn.functional as F
+from literal import literal_lomar_loss
 
-from lomar_det.layers import bucket_table
-from lomar_det.layers.irpe import TokenGrid
 from lomar_pretrain import LoMaR, WindowSample, sample_windows
 
 SMALL = dict(img_size=40, patch_size=4, embed_dim=24, depth=2, num_heads=2, window_size=3)
@@ -21,56 +17,15 @@ def make_model(**settings):
     return model
 
 
-def literal_loss(p, images, windows, heads=2):
-    """Window by window from pixels to loss, with nothing but tensors by their official names."""
-    patch, dim = p["patch_embed.proj.weight"].shape[-1], p["cls_token"].shape[-1]
-    columns, k = images.shape[3] // patch, math.isqrt(windows.patch_ids.shape[1])
-    buckets = bucket_table(TokenGrid(k, k, True))
-    errors = []
-    for image_id, ids, mask in zip(
-        windows.image_ids.tolist(), windows.patch_ids.tolist(), windows.mask.tolist(), strict=True
-    ):
-        tokens, targets = [p["cls_token"][0, 0]], []
-        for patch_id, masked in zip(ids, mask, strict=True):
-            y, x = patch_id // columns * patch, patch_id % columns * patch
-            pixels = images[image_id, :, y : y + patch, x : x + patch]
-            embedded = (p["patch_embed.proj.weight"] * pixels).sum((1, 2, 3))
-            embedded = embedded + p["patch_embed.proj.bias"]
-            tokens.append(p["mask_token"][0, 0] if masked else embedded)
-            flat = pixels.permute(1, 2, 0).flatten()
-            targets.append((flat - flat.mean()) / (flat.var() + 1e-6).sqrt())
-        x = torch.stack(tokens)
-        for n in range(sum(name.endswith("qkv.weight") for name in p)):
-            b = f"blocks.{n}."
-            y = F.layer_norm(x, (dim,), p[b + "norm1.weight"], p[b + "norm1.bias"], 1e-6)
-            q, key, v = F.linear(y, p[b + "attn.qkv.weight"], p[b + "attn.qkv.bias"]).chunk(3, -1)
-            outs = []
-            for head in range(heads):
-                part = slice(head * dim // heads, (head + 1) * dim // heads)
-                qh, kh, vh = q[:, part], key[:, part], v[:, part]
-                table = p[b + "attn.rpe_k.lookup_table_weight"][0]
-                relative = torch.einsum("id,dij->ij", qh, table[:, buckets])
-                logits = qh @ kh.T / math.sqrt(dim // heads) + relative
-                outs.append(logits.softmax(-1) @ vh)
-            out = torch.cat(outs, -1)
-            x = x + F.linear(out, p[b + "attn.proj.weight"], p[b + "attn.proj.bias"])
-            y = F.layer_norm(x, (dim,), p[b + "norm2.weight"], p[b + "norm2.bias"], 1e-6)
-            y = F.gelu(F.linear(y, p[b + "mlp.fc1.weight"], p[b + "mlp.fc1.bias"]))
-            x = x + F.linear(y, p[b + "mlp.fc2.weight"], p[b + "mlp.fc2.bias"])
-        x = F.layer_norm(x, (dim,), p["norm.weight"], p["norm.bias"], 1e-6)
-        pred = F.linear(x, p["encoder_pred.weight"], p["encoder_pred.bias"])[1:]
-        for number, masked in enumerate(mask):
-            if masked:
-                errors.append((pred[number] - targets[number]).square().mean())
-    return torch.stack(errors).mean()
-
-
 def test_loss_and_gradients_are_the_literal_ones():
     model = make_model()
     images = torch.randn(2, 3, 40, 24, dtype=torch.float64)
     windows = sample_windows(2, (10, 6), 3, 2, 0.8)
     parameters = dict(model.named_parameters())
-    loss, expected = model(images, windows).loss, literal_loss(parameters, images, windows)
+    loss, expected = (
+        model(images, windows).loss,
+        literal_lomar_loss(parameters, images, windows, heads=2),
+    )
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
     ours = torch.autograd.grad(loss, parameters.values())
     reference = torch.autograd.grad(expected, parameters.values())

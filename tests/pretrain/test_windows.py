@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lomar_pretrain import sample_windows
+from lomar_pretrain.windows import windows_from_noise
 
 
 @st.composite
@@ -50,6 +51,23 @@ def test_locations_are_uniform_and_masks_differ():
     assert (counts[:8, :8] > 0.7 * expected).all() and (counts[:8, :8] < 1.3 * expected).all()
     share = sample.mask.float().mean(0)
     assert (share - 39 / 49).abs().max() < 0.02
+
+
+def test_windows_of_an_image_depend_on_its_own_noise_alone():
+    noise = torch.rand(6, 2, 11)
+    whole = windows_from_noise(noise, (9, 5), 3, 0.8)
+    part = windows_from_noise(noise[[4, 1]], (9, 5), 3, 0.8)
+    assert part.image_ids.tolist() == [0, 0, 1, 1]
+    assert torch.equal(part.patch_ids, whole.patch_ids[[8, 9, 2, 3]])
+    assert torch.equal(part.mask, whole.mask[[8, 9, 2, 3]])
+
+
+@given(st.integers(1, 400), st.integers(1, 400))
+@settings(deadline=None, max_examples=60)
+def test_extreme_noise_stays_inside_the_grid(height, width):
+    extremes = torch.tensor([0.0, 1 - 2**-24]).view(2, 1, 1).expand(2, 1, 3)  # what rand can give
+    ids = windows_from_noise(extremes, (height, width), 1, 1.0).patch_ids
+    assert ids.flatten().tolist() == [0, height * width - 1]
 
 
 def test_same_generator_same_windows():

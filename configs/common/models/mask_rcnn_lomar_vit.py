@@ -40,6 +40,8 @@ model = L(GeneralizedRCNN)(
             attention_backend="auto",
             use_act_checkpoint=False,
             out_feature="last_feat",
+            # 1 freezes the patch embedding, 1 + k also the first k blocks
+            freeze_at=0,
         ),
         in_feature="${.net.out_feature}",
         out_channels=256,

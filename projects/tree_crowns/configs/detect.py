@@ -13,6 +13,6 @@ from ....configs.custom.mask_rcnn_lomar_vit_tiny import (
 model.proposal_generator.anchor_generator.sizes = [[16], [32], [64], [128], [256]]
 dataloader.train.total_batch_size = 2
 optimizer.lr = 4e-4
-train.epochs = None
+train.lr_batch_size = 2
 train.max_iter = 400
 train.log_period = 20

@@ -1,0 +1,6 @@
+"""Width, depth and heads of the usual ViTs; ViT-B/16 is what the common configs hold."""
+
+VIT_S = dict(embed_dim=384, depth=12, num_heads=6)
+VIT_L = dict(embed_dim=1024, depth=24, num_heads=16)
+VIT_H = dict(embed_dim=1280, depth=32, num_heads=16)
+VIT_H14 = VIT_H | dict(patch_size=14)

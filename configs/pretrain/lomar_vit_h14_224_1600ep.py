@@ -1,0 +1,12 @@
+"""LoMaR, ViT-H/14, 224x224, 4 windows, relative positions, 1600 epochs.
+
+1280 wide, 32 blocks, 16 heads of 80. Patches of 14 pixels make a grid of 16x16 at 224. 16 images a
+pass, cautiously: its memory has not been measured.
+"""
+
+from ..common.models.vit import VIT_H14
+from ..common.pretrain import data, model, train
+
+model.update(VIT_H14)
+train.max_batch_per_gpu = 16
+train.output_dir = "output/pretrain/lomar_vit_h14_224_1600ep"

@@ -1,0 +1,224 @@
+"""From one checkpoint file to another: what `tools/convert_checkpoint.py` runs.
+
+Every layout takes what it can represent exactly; only another patch size, when asked for, is an
+approximation.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from timm.layers import resample_patch_embed
+from torch import Tensor
+
+from .. import __version__
+from ..engine import save_atomically
+from ..errors import UserError
+from ..layers import grid_size, sincos_pos_embed
+from .files import backbone_state_dict, read_state_dict
+from .layouts import USUAL_NUM_HEADS, Checkpoint, read_checkpoint
+from .load import by_reason
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+SUFFIXES = (".pth", ".safetensors")
+
+
+def convert_checkpoint(
+    source: str | Path,
+    target: str | Path,
+    layout: str = "backbone",
+    dtype: str | None = None,
+    num_heads: int | None = None,
+    patch_size: int | None = None,
+    ema: bool = False,
+    force: bool = False,
+) -> str:
+    """Writes the weights of one file in another layout or format.
+
+    Args:
+        source: Anything that `load_weights` takes.
+        target: ``.pth`` or ``.safetensors``.
+        layout: ``backbone``, our file of an encoder, with ``meta``; ``detectron2``, the names of
+            its ViTDet; ``timm``, the names of its ViT, without anything around them; ``lomar``
+            and ``mae``, as their official code writes; ``same``, all tensors of the model as they
+            are (a detector without its optimizer, or another format).
+        dtype: ``fp32``, ``fp16`` or ``bf16``; None keeps the file's.
+        num_heads: Of the encoder, for ``meta``, where the file does not say.
+        patch_size: Resize the kernels of the patch embedding to this, in pixels. Their answers to
+            pictures resized alike stay about the same (FlexiViT, Beyer et al., CVPR 2023);
+            detection needs it for ViT-H/14, whose pyramid wants patches of 16.
+        ema: Take the averaged weights that the file holds beside the model's.
+        force: Overwrite ``target``.
+
+    Returns:
+        The report, lines of text.
+
+    Raises:
+        UserError: the source cannot be read, the layout cannot represent it, or the target exists
+            or cannot be written.
+    """
+    _check_target(Path(target), force)
+    if layout == "same":
+        if patch_size or num_heads:
+            raise UserError("--to same changes nothing: it takes no --patch-size or --num-heads")
+        tensors, meta = read_state_dict(source, ema)
+        lines = []
+    else:
+        found = read_checkpoint(source, ema)
+        if patch_size:
+            _resize_patches(found, patch_size)
+        tensors, meta = _WRITERS[layout](found, num_heads)
+        lines = [_describe(found)]
+        lines += by_reason("adapted", found.adapted)
+        lines += by_reason("dropped", found.dropped | _left_out(found, tensors, layout))
+    tensors = {name: _cast(name, value, dtype).contiguous() for name, value in tensors.items()}
+    is_bare = layout == "timm" and Path(target).suffix == ".pth"
+    data = {"model": tensors} | ({"meta": meta} if meta else {})
+    save_atomically(tensors if is_bare else data, target)
+    lines.append(f"{target}: {len(tensors)} tensors, layout {layout}")
+    lines += [f"  meta: {meta}"] if meta else []
+    return "\n".join(lines)
+
+
+def _check_target(target: Path, force: bool) -> None:
+    if target.suffix not in SUFFIXES:
+        raise UserError(f"{target} must end in {' or '.join(SUFFIXES)}")
+    if not target.parent.is_dir():
+        raise UserError(f"the folder of {target} does not exist")
+    if target.exists() and not force:
+        raise UserError(f"{target} exists; choose another name, or overwrite it with --force")
+
+
+def _cast(name: str, value: Tensor, dtype: str | None) -> Tensor:
+    """A copy of its own in memory (safetensors wants that), floating point as ``dtype``."""
+    if dtype is None or not value.is_floating_point():
+        return value.clone()
+    cast = value.to(DTYPES[dtype], copy=True)
+    if not cast.isfinite().all():
+        raise UserError(f"{name} has values that {dtype} cannot hold; use another --dtype")
+    return cast
+
+
+def _resize_patches(found: Checkpoint, patch_size: int) -> None:
+    name = "patch_embed.proj.weight"
+    old = found.architecture["patch_size"]
+    if patch_size < 1:
+        raise UserError(f"--patch-size {patch_size} must be at least 1")
+    size = [patch_size, patch_size]
+    found.tensors[name] = resample_patch_embed(found.tensors[name].float(), size)
+    found.adapted[found.names[name]] = f"kernels of {old} pixels resized to {patch_size}"
+    for part in [n for n in found.tensors if re.match("(encoder|decoder)_pred", n)]:
+        found.drop(part, f"predicts the pixels of patches of {old}")
+    if "patch_size" in found.meta:
+        sides = [side // old * patch_size for side in found.meta.get("img_size", [])]
+        found.meta |= {"patch_size": patch_size} | ({"img_size": sides} if sides else {})
+
+
+def _describe(found: Checkpoint) -> str:
+    facts = ", ".join(f"{key} {value}" for key, value in found.architecture.items())
+    return f"{found.path}: {found.layout}, {facts}"
+
+
+def _left_out(found: Checkpoint, tensors: dict[str, Tensor], layout: str) -> dict[str, str]:
+    kept = {name.removeprefix("backbone.net.") for name in tensors}
+    return {
+        found.names[name]: f"no part of the layout {layout}"
+        for name in (*found.tensors, *found.outside)
+        if name not in kept and name in found.names
+    }
+
+
+def _backbone(found: Checkpoint, num_heads: int | None) -> tuple[dict[str, Tensor], dict]:
+    return backbone_state_dict(found.tensors), _meta(found, num_heads)
+
+
+def _meta(found: Checkpoint, num_heads: int | None) -> dict:
+    """The file's own ``meta``, or what can be inferred of a file of others."""
+    architecture = found.architecture
+    known, embed_dim = architecture["num_heads"], architecture["embed_dim"]
+    if known and num_heads and known != num_heads:
+        raise UserError(f"{found.path} has {known} heads, not the {num_heads} of --num-heads")
+    if "embed_dim" in found.meta:
+        return found.meta
+    heads = known or num_heads or USUAL_NUM_HEADS.get(embed_dim)
+    if not heads or embed_dim % heads:
+        raise UserError(
+            f"{found.path} does not say how many heads its embed_dim of {embed_dim} is divided "
+            "into: give --num-heads"
+        )
+    meta = architecture | {"num_heads": heads}
+    if found.grid:
+        meta["img_size"] = [side * meta["patch_size"] for side in found.grid]
+    method = {"LoMaR pretraining": "lomar", "MAE pretraining": "mae"}.get(found.layout)
+    if method:
+        meta["method"] = method
+    return meta | {"converted_from": Path(found.path).name, "code_version": __version__}
+
+
+def _lomar(found: Checkpoint, _) -> tuple[dict[str, Tensor], dict]:
+    _refuse_rel_pos(found, "the official LoMaR code", "decomposed")
+    _require(found, "the official LoMaR code", "cls_token")
+    if found.architecture["rel_pos"] == "none":
+        return found.tensors, {}
+    # Its models hold sine-cosine positions also where they do not use them.
+    size, patch_size = found.meta.get("img_size", 224), found.architecture["patch_size"]
+    grid = found.grid or grid_size(size, patch_size)
+    positions = sincos_pos_embed(found.architecture["embed_dim"], grid)
+    return {"pos_embed": positions} | found.tensors, {}
+
+
+def _mae(found: Checkpoint, _) -> tuple[dict[str, Tensor], dict]:
+    _refuse_rel_pos(found, "MAE's code", "irpe", "decomposed")
+    _require(found, "MAE's code", "cls_token", "pos_embed")
+    return found.tensors, {}
+
+
+def _timm(found: Checkpoint, _) -> tuple[dict[str, Tensor], dict]:
+    _refuse_rel_pos(found, "timm's VisionTransformer", "irpe", "decomposed")
+    norm = "fc_norm" if "fc_norm.weight" in found.tensors else "norm"
+    _require(found, "timm's VisionTransformer", "cls_token", "pos_embed", f"{norm}.weight")
+    parts = ("cls_token", "pos_embed", "patch_embed.", "blocks.", f"{norm}.", "head.")
+    return {name: value for name, value in found.tensors.items() if name.startswith(parts)}, {}
+
+
+def _detectron2(found: Checkpoint, _) -> tuple[dict[str, Tensor], dict]:
+    _refuse_rel_pos(found, "detectron2's ViT", "irpe")
+    parts = ("pos_embed", "patch_embed.", "blocks.")
+    tensors = {
+        f"backbone.net.{name}": value
+        for name, value in found.tensors.items()
+        if name.startswith(parts)
+    }
+    if found.layout != "detector":
+        return tensors, {}
+    return tensors | found.outside, found.meta
+
+
+_WRITERS = {
+    "backbone": _backbone,
+    "detectron2": _detectron2,
+    "lomar": _lomar,
+    "mae": _mae,
+    "timm": _timm,
+}
+LAYOUTS = (*_WRITERS, "same")
+
+
+def _refuse_rel_pos(found: Checkpoint, reader: str, *kinds: str) -> None:
+    rel_pos = found.architecture["rel_pos"]
+    if rel_pos in kinds:
+        name = {"irpe": "iRPE", "decomposed": "decomposed relative positions"}[rel_pos]
+        raise UserError(
+            f"{found.path} was trained with {name}, which {reader} does not compute: without its "
+            "tables the features would be others. lomar_det.modeling has such backbones for "
+            "detectron2, lomar_pretrain.timm_models those with iRPE for timm"
+        )
+
+
+def _require(found: Checkpoint, reader: str, *names: str) -> None:
+    missing = [name for name in names if name not in found.tensors]
+    if missing:
+        raise UserError(
+            f"{found.path} has no {', no '.join(missing)}, which {reader} needs; convert the "
+            "checkpoint of pretraining or classification, not a detector's"
+        )

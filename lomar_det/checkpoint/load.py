@@ -1,0 +1,269 @@
+"""Loads weights into a model: all or nothing, with a report on every tensor."""
+
+import logging
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..layers import NUM_BUCKETS, NUM_SPATIAL_BUCKETS, resize_pos_embed
+from ..modeling import LoMaRViT
+from .layouts import USUAL_NUM_HEADS, Checkpoint, architecture_of, read_checkpoint
+
+logger = logging.getLogger(__name__)
+
+MIN_LOADED = 0.95  # share of the encoder's tensors that must arrive
+
+# Why a model may have no place for a tensor: pattern -> reason.
+_NO_PLACE = {
+    r"cls_token$": "the model has no class token",
+    r"(mask_token|encoder_pred|decoder)": "pretraining only",
+    r"(fc_)?norm\.": "the model takes its features before this norm",
+    r"(head|head_dist|pre_logits|attn_pool)\.": "classification only",
+}
+_PATCH_SIZE_REMEDY = "; or resize its kernels by tools/convert_checkpoint.py --patch-size {}"
+
+
+@dataclass
+class LoadReport:
+    """What became of every tensor, by its name in the file; ``initialised`` by the model's.
+
+    Attributes:
+        source: The file.
+        loaded: Names of what the model took, as it is or adapted.
+        adapted: Name -> what was changed on the way.
+        dropped: Name -> why it was not used.
+        initialised: Name in the model -> why the file did not fill it.
+    """
+
+    source: str
+    loaded: list[str] = field(default_factory=list)
+    adapted: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    initialised: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"Weights from {self.source}: {len(self.loaded)} tensors loaded"]
+        for title in ("adapted", "dropped", "initialised"):
+            lines += by_reason(title, getattr(self, title))
+        return "\n".join(lines)
+
+
+def by_reason(title: str, tensors: dict[str, str]) -> list[str]:
+    """One line for each reason, with the first few names."""
+    lines = []
+    for reason in sorted(set(tensors.values())):
+        names = [name for name, why in tensors.items() if why == reason]
+        lines.append(f"  {title}: {len(names)} ({reason}): {_shorten(names)}")
+    return lines
+
+
+def _shorten(names: list[str], limit: int = 4) -> str:
+    rest = f", ... {names[-1]}" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
+
+
+def load_weights(model: nn.Module, path: str | Path, ema: bool = False) -> LoadReport:
+    """Loads a checkpoint into a detector or a backbone, and says what became of every tensor.
+
+    A checkpoint of a whole detector fills all of the model that is built alike; anything else
+    fills the `LoMaRViT` inside it.
+
+    Args:
+        model: A `LoMaRViT`, or any module that contains one.
+        path: ``.pth``, ``.safetensors`` or ``.pkl``: our files, LoMaR's, MAE's, timm's, and
+            detectron2's ViTDet models.
+        ema: Take the averaged weights that the file holds beside the model's.
+
+    Raises:
+        UserError: the file is unreadable; its encoder is of another architecture or cannot be
+            represented; or less than 95 % of the encoder's tensors arrived. The model is then
+            unchanged.
+    """
+    prefix, encoder = find_encoder(model)
+    found = read_checkpoint(path, ema)
+    state, report = _fit_encoder(found, encoder, f"model.{prefix}")
+    state = {prefix + name: value for name, value in state.items()}
+    own = model.state_dict()
+    for name, value in found.outside.items():
+        reason = _mismatch(value, own.get(name))
+        if reason is None:
+            state[name] = value
+            report.loaded.append(found.names[name])
+        else:
+            report.dropped[found.names[name]] = reason
+    is_detector = any(not name.startswith(prefix) for name in state)
+    for name in own:
+        if name not in state:
+            outside = not is_detector and not name.startswith(prefix)
+            report.initialised[name] = "outside the encoder" if outside else "not in the file"
+    model.load_state_dict(state, strict=False)
+    logger.info("%s", report)
+    return report
+
+
+def load_encoder_weights(encoder: nn.Module, path: str | Path, ema: bool = False) -> LoadReport:
+    """Loads a checkpoint into a plain encoder: `LoMaRViT`, or a model of pretraining.
+
+    Whatever else the two have in common (a pretraining head, a classifier) is loaded as well.
+
+    Args:
+        encoder: A module with the official LoMaR names: ``patch_embed``, ``blocks``, ...
+        path, ema: See `load_weights`.
+
+    Raises:
+        UserError: as in `load_weights`.
+    """
+    found = read_checkpoint(path, ema)
+    state, report = _fit_encoder(found, encoder, "model.")
+    own = encoder.state_dict()
+    report.initialised |= {name: "not in the file" for name in own if name not in state}
+    report.dropped |= {found.names[name]: "outside the encoder" for name in found.outside}
+    encoder.load_state_dict(state, strict=False)
+    logger.info("%s", report)
+    return report
+
+
+def find_encoder(model: nn.Module) -> tuple[str, LoMaRViT]:
+    """The `LoMaRViT` in a model and the prefix of its tensors' names (empty for itself)."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoMaRViT):
+            return (name + "." if name else ""), module
+    raise UserError("the model has no LoMaRViT backbone to load weights into")
+
+
+def _fit_encoder(
+    found: Checkpoint, encoder: nn.Module, where: str
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """What the encoder can take, by its own names; ``where`` its settings are, for messages."""
+    own = encoder.state_dict()
+    _check_architecture(found, encoder, own, where)
+    report = LoadReport(found.path, adapted=dict(found.adapted), dropped=dict(found.dropped))
+    state = {}
+    for name, value in found.tensors.items():
+        source = found.names.get(name)  # None: filled in
+        value, change = _resize(name, value, own.get(name), found, encoder)
+        reason = _mismatch(value, own.get(name), name)
+        if name == "mask_token" and _has_decoder(own) != _has_decoder(found.tensors):
+            reason = "of another method of pretraining"
+        if reason is None:
+            state[name] = value
+            report.loaded += [source] if source else []
+            if change:
+                changes = filter(None, [found.adapted.get(source), change])
+                report.adapted[source] = ", ".join(changes)
+        elif source:
+            report.dropped[source] = reason
+    _check_arrived(found, state, own)
+    return state, report
+
+
+def _has_decoder(names) -> bool:
+    return "decoder_embed.weight" in names
+
+
+def _mismatch(value: Tensor, own: Tensor | None, name: str = "") -> str | None:
+    """Why a tensor cannot be used, or None."""
+    if own is None:
+        reasons = (why for pattern, why in _NO_PLACE.items() if re.match(pattern, name))
+        return next(reasons, "unknown to the model")
+    if value.shape != own.shape:
+        return f"shape {tuple(value.shape)} is not the model's {tuple(own.shape)}"
+    return None
+
+
+def _check_architecture(found: Checkpoint, encoder: nn.Module, own: dict, where: str) -> None:
+    theirs, ours = found.architecture, architecture_of(own)
+    ours["num_heads"] = encoder.blocks[0].attn.num_heads
+    keys = ("patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio")
+    differing = [key for key in keys if theirs[key] not in (None, ours[key])]
+    if differing:
+        raise UserError(
+            f"{found.path} does not fit the model: "
+            + "; ".join(
+                f"{key} is {theirs[key]} in the file, {ours[key]} here" for key in differing
+            )
+            + ". Use another checkpoint, or build the model like it: "
+            + " ".join(f"{where}{key}={theirs[key]}" for key in differing)
+            + (_PATCH_SIZE_REMEDY.format(ours["patch_size"]) if "patch_size" in differing else "")
+        )
+    usual = USUAL_NUM_HEADS.get(ours["embed_dim"], ours["num_heads"])
+    if theirs["num_heads"] is None and ours["num_heads"] != usual:
+        logger.warning(
+            "%s does not say its num_heads: %d are usual for embed_dim %d, and the model has %d",
+            found.path,
+            usual,
+            ours["embed_dim"],
+            ours["num_heads"],
+        )
+    # Decomposed tables start at zero in every recipe: MAE and timm files have none.
+    starts_at_zero = (theirs["rel_pos"], ours["rel_pos"]) == ("none", "decomposed")
+    same_rel_pos = theirs["rel_pos"] == ours["rel_pos"] or starts_at_zero
+    if not same_rel_pos or theirs["abs_pos"] != ours["abs_pos"]:
+        raise UserError(
+            f"{found.path} was trained {_positions(theirs)}, and the model is built "
+            f"{_positions(ours)}: {_remedy(theirs, encoder, where)}"
+        )
+
+
+def _positions(architecture: dict) -> str:
+    names = {"irpe": "with iRPE", "decomposed": "with decomposed relative positions"}
+    absolute = "with" if architecture["abs_pos"] else "without"
+    rel_pos = names.get(architecture["rel_pos"], "without iRPE")
+    return f"{rel_pos} and {absolute} absolute positions"
+
+
+def _remedy(theirs: dict, encoder: nn.Module, where: str) -> str:
+    rel_pos, abs_pos = theirs["rel_pos"], theirs["abs_pos"]
+    if isinstance(encoder, LoMaRViT):
+        choice = "decomposed (or none)" if rel_pos == "none" else rel_pos
+        return f"set {where}rel_pos={choice} and {where}use_abs_pos={abs_pos}"
+    if rel_pos == "decomposed":
+        return "only a detector has those"
+    return f"set {where}rel_pos={rel_pos == 'irpe'} and {where}abs_pos={abs_pos}"
+
+
+def _resize(
+    name: str, value: Tensor, own: Tensor | None, found: Checkpoint, encoder: nn.Module
+) -> tuple[Tensor, str | None]:
+    """A position table as long as the model's, and what was done to it."""
+    if own is None or value.shape == own.shape:
+        return value, None
+    if name.endswith("lookup_table_weight"):
+        rows = value.shape[-1], own.shape[-1]
+        if rows == (NUM_BUCKETS, NUM_SPATIAL_BUCKETS):
+            return value[..., :NUM_SPATIAL_BUCKETS], None  # the last is the class token's
+        if rows == (NUM_SPATIAL_BUCKETS, NUM_BUCKETS):
+            return F.pad(value, (0, 1)), "zeros for the class token added"
+    elif name.endswith(("rel_pos_h", "rel_pos_w")):
+        # what detectron2 does at run time
+        table = F.interpolate(value.float().T[None], size=len(own), mode="linear")[0].T
+        return table, f"interpolated from {len(value)} to {len(own)} distances"
+    elif name == "pos_embed" and found.grid[0] == found.grid[1]:
+        grid = getattr(encoder, "grid", None) or (math.isqrt(own.shape[1] - 1),) * 2
+        table = torch.cat([value[:, :1].float(), resize_pos_embed(value.float(), grid)], dim=1)
+        return table, "bicubic from {}x{} to {}x{} patches".format(*found.grid, *grid)
+    return value, None
+
+
+def _check_arrived(found: Checkpoint, state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """A head for other classes may be dropped, a part of the encoder may not."""
+    parts = ("patch_embed.", "blocks.", "pos_embed")
+    for name, value in found.tensors.items():
+        reason = _mismatch(value, own.get(name))
+        if name.startswith(parts) and name not in state:
+            raise UserError(f"{found.path} does not fit the model: {found.names[name]}: {reason}")
+    # Decomposed tables start at zero in every recipe.
+    wanted = [n for n in own if n.startswith(parts) and not n.endswith(("rel_pos_h", "rel_pos_w"))]
+    missing = [name for name in wanted if name not in state]
+    if len(missing) > (1 - MIN_LOADED) * len(wanted):
+        raise UserError(
+            f"{found.path} does not fill the encoder: {len(wanted) - len(missing)} of "
+            f"{len(wanted)} tensors arrived, {missing[0]} is the first that it lacks; is the file "
+            "complete?"
+        )

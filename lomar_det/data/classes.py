@@ -1,0 +1,30 @@
+"""The classes of a detector travel with its checkpoints, as ``meta["classes"]``."""
+
+from detectron2.data import MetadataCatalog
+from omegaconf import DictConfig
+
+from ..errors import UserError
+
+
+def dataset_classes(dataset: DictConfig) -> list[str]:
+    """Names of the classes of ``dataloader.{train,test}.dataset``; empty if nobody knows them."""
+    name = dataset.names if isinstance(dataset.names, str) else dataset.names[0]
+    return list(MetadataCatalog.get(name).get("thing_classes", []))
+
+
+def check_class_names(trained: list[str] | None, given: list[str], checkpoint: str) -> None:
+    """A detector counts its classes; evaluated on others, its numbers would mean nothing.
+
+    Raises:
+        UserError: the names differ, or their order.
+    """
+    if not trained or not given or trained == given:
+        return
+    missing = [name for name in trained if name not in given]
+    added = [name for name in given if name not in trained]
+    differs = f"missing there: {missing[:5]}, only there: {added[:5]}"
+    raise UserError(
+        f"{checkpoint} detects {len(trained)} classes, data.val.annotations lists {len(given)}: "
+        f"{differs if missing or added else 'the same ones in another order of their ids'}; it "
+        "must list the categories that the detector was trained on, also those without objects"
+    )

@@ -1,0 +1,159 @@
+"""Where metrics go: terminal, ``metrics.json``, TensorBoard and Weights & Biases."""
+
+import contextlib
+import importlib
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from detectron2.engine.hooks import PeriodicWriter
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventWriter,
+    JSONWriter,
+    TensorboardXWriter,
+    get_event_storage,
+)
+from omegaconf import DictConfig, OmegaConf
+
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+WANDB_RUN_FILE = "wandb_run.txt"
+
+
+class WriteMetrics(PeriodicWriter):
+    """detectron2's hook, with writers that are made when training starts.
+
+    So a run that is refused before that leaves no files and no W&B run.
+    """
+
+    def __init__(self, make_writers: Callable[[], list[EventWriter]], period: int):
+        super().__init__([], period)
+        self._make_writers = make_writers
+
+    def before_train(self) -> None:
+        self._writers = self._make_writers()
+
+
+def writer_hook(settings: DictConfig, max_iter: int) -> WriteMetrics:
+    """All writers that the ``train`` section of a config asks for.
+
+    Metrics are medians over exactly the ``log_period`` iterations since the last line, so a line
+    does not depend on where the run was resumed, and with a period of 1 it holds the losses
+    themselves.
+
+    Raises:
+        UserError: ``train.wandb`` is set and W&B is not installed, or it is no mapping.
+    """
+    folder, period = str(settings.output_dir), settings.log_period
+    wandb = import_wandb(settings.wandb) if settings.wandb else None
+
+    def make_writers() -> list[EventWriter]:
+        writers = [
+            MetricPrinter(max_iter),
+            JSONWriter(str(Path(folder, "metrics.json")), window_size=period),
+            OptionalWriter(TensorboardXWriter(folder, window_size=period)),
+        ]
+        if wandb is not None:
+            writers.append(OptionalWriter(WandbWriter(wandb, settings)))
+        return writers
+
+    return WriteMetrics(make_writers, period)
+
+
+class MetricPrinter(CommonMetricPrinter):
+    """detectron2's line for the terminal, with the speed and the time spent waiting for data."""
+
+    class _Logger(logging.LoggerAdapter):
+        def process(self, message: str, kwargs):
+            latest = get_event_storage().latest()
+            if "img_per_s" in latest:
+                speed, wait = latest["img_per_s"][0], latest["data_wait"][0]
+                message += f"  img/s: {speed:.4g}  data_wait: {wait:.0%}"
+            return message, kwargs
+
+    def __init__(self, max_iter: int):
+        super().__init__(max_iter)
+        self.logger = self._Logger(self.logger)
+
+
+class OptionalWriter(EventWriter):
+    """Passes on to a writer until that fails: training must not end because a display is broken."""
+
+    def __init__(self, writer: EventWriter):
+        self._writer: EventWriter | None = writer
+
+    def write(self) -> None:
+        if self._writer is None:
+            return
+        try:
+            self._writer.write()
+        except Exception as error:  # not installed, another version's protobuf, no network, ...
+            name = type(self._writer).__name__
+            logger.warning("%s is off from here on: %s: %s", name, type(error).__name__, error)
+            self._writer = None
+
+    def close(self) -> None:
+        if self._writer is not None:
+            with contextlib.suppress(Exception):
+                self._writer.close()
+
+
+def import_wandb(options):
+    """The module ``wandb``.
+
+    Raises:
+        UserError: it is not installed, or ``train.wandb`` is no mapping.
+    """
+    if not isinstance(options, Mapping):
+        raise UserError(f"train.wandb={options} must be null or like {{project: lomar, name: a}}")
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise UserError(
+            f"train.wandb is set, but Weights & Biases cannot be imported ({error}): "
+            "pip install wandb, or train.wandb=null"
+        ) from None
+
+
+class WandbWriter(EventWriter):
+    """Scalars to Weights & Biases; a resumed training run continues the same W&B run.
+
+    Args:
+        wandb: The module.
+        settings: The ``train`` section of a config, which W&B shows; ``wandb`` in it are arguments
+            of ``wandb.init``: ``project``, ``name``, ``entity``, ``mode``, ...
+    """
+
+    def __init__(self, wandb, settings: DictConfig):
+        self._last_write = -1
+        self._window_size = settings.log_period
+        config = OmegaConf.to_container(settings, resolve=True)
+        file = Path(settings.output_dir, WANDB_RUN_FILE)
+        self._run = wandb.init(
+            dir=str(settings.output_dir),
+            id=file.read_text().strip() if file.is_file() else None,
+            resume="allow",
+            config=config,
+            **config["wandb"],
+        )
+        file.write_text(self._run.id)
+        # W&B's own step only ever rises, but a run may be resumed some iterations back.
+        self._run.define_metric("*", step_metric="iteration")
+
+    def write(self) -> None:
+        lines: dict[int, dict[str, float]] = {}
+        storage = get_event_storage()
+        for name, (value, iteration) in storage.latest_with_smoothing_hint(
+            self._window_size
+        ).items():
+            if iteration > self._last_write:
+                lines.setdefault(iteration, {"iteration": iteration})[name] = value
+        for iteration in sorted(lines):
+            self._run.log(lines[iteration])
+            self._last_write = iteration
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,0 +1,61 @@
+"""Labelled pictures in class folders, for the kNN probe and for classification.
+
+Works without detectron2.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from torchvision.datasets import ImageFolder
+
+from lomar_det.errors import UserError
+from lomar_det.image_files import is_image_name
+from lomar_det.images import load_image
+
+logger = logging.getLogger(__name__)
+
+
+class ClassFolders(ImageFolder):
+    """torchvision's `ImageFolder` (``root/CLASS/**/picture``) with our way of opening pictures.
+
+    Besides EXIF, 16 bits and TIFF, that means: hidden files and hidden class folders do not count,
+    and folders without pictures are no classes (a warning names them). The attributes
+    ``classes``, ``class_to_idx``, ``samples`` and ``targets`` are torchvision's.
+
+    Args:
+        root: The folder of the class folders.
+        transform: From the opened RGB picture to what an item holds.
+
+    Raises:
+        UserError: no such folder, or less than two classes in it.
+    """
+
+    def __init__(self, root: str | Path, transform: Callable | None = None):
+        root = Path(root).expanduser()
+        if not root.is_dir():
+            raise UserError(f"the folder of labelled pictures {root} does not exist")
+        super().__init__(str(root), transform, loader=load_image, is_valid_file=is_image_name)
+
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+        folders = sorted(
+            entry.name
+            for entry in os.scandir(directory)
+            if entry.is_dir() and not entry.name.startswith(".")
+        )
+        classes = [name for name in folders if _has_pictures(os.path.join(directory, name))]
+        empty = sorted(set(folders) - set(classes))
+        if empty:
+            logger.warning("%s: no pictures, so no classes: %s", directory, ", ".join(empty))
+        if len(classes) < 2:
+            raise UserError(
+                f"{directory} has {len(classes)} class folders with pictures, at least 2 are "
+                "needed: one folder per class, pictures inside"
+            )
+        return classes, {name: index for index, name in enumerate(classes)}
+
+
+def _has_pictures(folder: str) -> bool:
+    walk = os.walk(folder, followlinks=True)
+    return any(is_image_name(name) for _, _, names in walk for name in names)

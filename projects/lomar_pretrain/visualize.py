@@ -1,0 +1,94 @@
+"""Draws what a checkpoint reconstructs of any pictures: `tools/visualize_reconstruction.py`."""
+
+import argparse
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from lomar_det.errors import UserError
+
+from .pictures import reconstruction_figure, save_figure
+from .reconstruction import open_examples
+from .sources import find_images
+
+FILE_NAME = "reconstruction.png"  # where the output is a folder
+MAX_IMAGES = 100  # rows of one sheet, which no viewer would open with more
+
+
+def visualize(args: argparse.Namespace) -> Path:
+    """What the tool does with its arguments; returns the file that it wrote.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    from lomar_det.engine import pick_device  # both imports need detectron2
+
+    from .checkpoint import load_pretrained
+
+    if not 1 <= args.num_images <= MAX_IMAGES:
+        raise UserError(f"--num-images {args.num_images} must be 1 to {MAX_IMAGES}")
+    if args.mask_ratio is not None and not 0 < args.mask_ratio < 1:
+        raise UserError(f"--mask-ratio {args.mask_ratio} must lie between 0 and 1")
+    output = output_file(args.output)
+    paths = expand_inputs(args.input)
+    norm_pix_loss = False if args.raw_pixels else None
+    model = load_pretrained(args.checkpoint, args.config_file, norm_pix_loss)
+    model.to(pick_device(args.device))
+    images = open_examples(paths, args.num_images, model)
+    if not images:
+        raise UserError(f"none of the pictures of --input could be read, first {paths[0]}")
+    if args.mask_ratio is not None:
+        model.mask_ratio = args.mask_ratio
+    try:
+        title = Path(args.checkpoint).name
+        figure = reconstruction_figure(model, images, args.num_windows, args.seed, title)
+    except ValueError as error:  # the models say what is wrong with these
+        raise UserError(f"--num-windows or --mask-ratio: {error}") from None
+    try:
+        save_figure(figure, output)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error}") from None
+    print(f"Picture: {output}")
+    return output
+
+
+def expand_inputs(inputs: Sequence[str]) -> list[Path]:
+    """Files, folders (searched recursively) and glob patterns as a list of pictures.
+
+    Raises:
+        UserError: one of them stands for no picture.
+    """
+    paths = []
+    for name in map(str, inputs):
+        if not Path(name).expanduser().exists():
+            matches = sorted(glob.glob(str(Path(name).expanduser()), recursive=True))
+            if not matches:
+                raise UserError(f"--input {name}: no such file, folder or pattern")
+            paths += [Path(match) for match in matches if Path(match).is_file()]
+            continue
+        try:
+            paths += find_images(name)
+        except UserError:
+            raise UserError(f"--input {name}: no pictures in this folder") from None
+    if not paths:
+        raise UserError(f"--input {' '.join(map(str, inputs))}: matches no files")
+    return paths
+
+
+def output_file(output: str | Path) -> Path:
+    """The picture to write: ``output`` itself, or a file in it where it names a folder.
+
+    Raises:
+        UserError: a format that matplotlib cannot write.
+    """
+    output = Path(output).expanduser()
+    if output.is_dir() or not output.suffix:
+        return output / FILE_NAME
+    known = Figure().canvas.get_supported_filetypes()
+    if output.suffix[1:].lower() not in known:
+        raise UserError(
+            f"--output {output}: {output.suffix} is no format for pictures; use .png, or a folder"
+        )
+    return output

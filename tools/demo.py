@@ -1,0 +1,52 @@
+"""Detects the objects in pictures: instances.json, and pictures with boxes, masks and labels.
+
+python tools/demo.py --config-file FILE --input PICTURES --output FOLDER \
+    train.init_checkpoint=FILE key=value ...
+"""
+
+import argparse
+import os
+import sys
+
+from lomar_det.demo import main
+from lomar_det.engine import add_config_arguments, run_tool
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--input", required=True, nargs="+", help="pictures, folders (recursive) or glob patterns"
+    )
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="where to write")
+    parser.add_argument("--confidence-threshold", type=float, default=0.5, metavar="SCORE")
+    parser.add_argument("--max-detections", type=int, metavar="N", help="of a picture, the best")
+    parser.add_argument("--no-pictures", action="store_true", help="write instances.json alone")
+    parser.add_argument(
+        "--tile-size",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="look at larger pictures in tiles, as for a detector trained on tiles",
+    )
+    parser.add_argument(
+        "--tile-overlap",
+        type=int,
+        metavar="PIXELS",
+        help="shared by neighbouring tiles; more than an object measures (a quarter of the tile)",
+    )
+    parser.add_argument(
+        "--classes", metavar="FILE", help="class names, one a line, or COCO annotations (.json)"
+    )
+    args = parser.parse_intermixed_args()
+    # --input takes all that follows it, overrides of the config included
+    settings = [item for item in args.input if "=" in item and not os.path.exists(item)]
+    args.input = [item for item in args.input if item not in settings]
+    args.opts += settings
+
+    def run(args: argparse.Namespace) -> None:
+        if main(args):
+            sys.exit(1)
+
+    run_tool(run, args)
