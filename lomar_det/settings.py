@@ -75,6 +75,7 @@ RUN_RULES = {
     "train.accumulation_steps": whole(1) | one_of("auto"),
     "train.max_batch_per_gpu": whole(1),
     "train.clip_grad_norm": number("[0, inf)") | one_of(None),
+    "train.compile": FLAG,
     "train.ema_decay": number("(0, 1)") | one_of(None),
     "train.max_skipped_steps": whole(0),
     "train.overwrite": FLAG,

@@ -10,6 +10,8 @@ run = {
     "accumulation_steps": "auto",
     # null or 0: no limit
     "clip_grad_norm": None,
+    # torch.compile for the transformer blocks; the first step then takes longer
+    "compile": False,
     # weights averaged with this decay (0.9999, say), which are then evaluated and handed on
     "ema_decay": None,
     # so many steps in a row with a non-finite loss or gradient are left out, then the run ends

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
+from .compilation import compile_blocks
 from .precision import autocast, resolve_precision
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,10 @@ def build_trainer(
     The model has the weights that it starts from: averaging (``ema_decay``) begins with them.
     """
     device = torch.device(settings.device)
+    if settings.compile:
+        logger.info(
+            "%d transformer blocks will be compiled at the first step", compile_blocks(model)
+        )
     return Trainer(
         wrap_ddp(model, settings.ddp, device),
         data_loader=None,

@@ -145,8 +145,7 @@ def pick_backend(q: Tensor, grid: TokenGrid) -> str:
         unsupported = _why_not_fused(q, grid)
         if unsupported:
             choice, why = "matmul", unsupported
-    if not torch.compiler.is_compiling():  # a log line would break the graph
-        _log_once(choice, why)
+    _log_once(choice, why)
     return choice
 
 

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from lomar_det.engine import build_trainer
 from lomar_det.engine.compilation import compile_blocks
 from lomar_det.layers import Block, TokenGrid
 from lomar_pretrain import LoMaR
@@ -49,3 +51,30 @@ def test_windowed_blocks_compile_without_a_break(dynamo, options):
     compile_blocks(block)
     torch.testing.assert_close(block(x, grid), expected)
     assert dynamo["stats"]["unique_graphs"] == 1 and not dynamo["graph_break"]
+
+
+def test_a_compiled_model_trains_averages_and_saves_as_another(dynamo, tmp_path):
+    images = torch.randn(4, 3, 64, 64)
+
+    def losses(model, batch):
+        return {"loss": model(batch).loss}
+
+    def trainer(compile):
+        torch.manual_seed(0)
+        model = LoMaR(img_size=64, embed_dim=32, depth=2, num_heads=2, window_size=3)
+        settings = {"device": "cpu", "precision": "fp32", "clip_grad_norm": None, "ddp": {}}
+        settings |= {"compile": compile, "ema_decay": 0.9, "log_period": 1}
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        trainer = build_trainer(OmegaConf.create(settings), model, optimizer, 1, losses)
+        trainer.data_loader = [
+            torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        ]
+        torch.manual_seed(1)
+        trainer.train(0, 1)
+        return trainer
+
+    compiled, eager = trainer(True), trainer(False)
+    assert dynamo["stats"]["unique_graphs"] == 1
+    for part in ("model", "eval_model"):
+        state = getattr(compiled, part).state_dict()
+        torch.testing.assert_close(state, getattr(eager, part).state_dict())
