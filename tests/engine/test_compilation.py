@@ -66,9 +66,7 @@ def test_a_compiled_model_trains_averages_and_saves_as_another(dynamo, tmp_path)
         settings |= {"compile": compile, "ema_decay": 0.9, "log_period": 1}
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         trainer = build_trainer(OmegaConf.create(settings), model, optimizer, 1, losses)
-        trainer.data_loader = [
-            torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-        ]
+        trainer.data_loader = [images]
         torch.manual_seed(1)
         trainer.train(0, 1)
         return trainer
