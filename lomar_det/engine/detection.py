@@ -185,3 +185,5 @@ def _instantiate_data(cfg: DictConfig):
             "environment variable DETECTRON2_DATASETS names; for data of your own, use a config "
             "of configs/custom"
         ) from None
+    except TypeError as error:  # a setting that the loader or the evaluator does not have
+        raise UserError(f"dataloader: {error}") from error

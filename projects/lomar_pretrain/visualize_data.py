@@ -1,0 +1,78 @@
+"""Pictures of what LoMaR and MAE are trained on: `tools/visualize_data.py` for pretraining."""
+
+from itertools import islice
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import draw_bounding_boxes
+
+from lomar_det.layers import to_pair
+from lomar_det.stream import SeededDataset, StreamSampler
+
+from .bad_images import ReplaceUnreadable
+from .data import PretrainTransform, WithNoise, denormalize
+from .sources import find_images
+from .windows import WindowSample, noise_per_window, windows_from_noise
+
+
+def visualize_pretraining_data(cfg: DictConfig, output: str | Path, num: int = 8) -> list[Path]:
+    """Draws the first crops of a run, in its order; for LoMaR with their windows and masks.
+
+    Args:
+        cfg: A LazyConfig of `configs/pretrain`, overrides applied.
+        output: Folder for the pictures.
+        num: How many.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: there are no pictures.
+    """
+    data, model, seed = cfg.data, cfg.model, cfg.train.seed
+    sources = list(data.path) if OmegaConf.is_list(data.path) else str(data.path)
+    paths = find_images(sources, data.image_root)
+    is_lomar = "num_windows" in model
+    shape = (model.num_windows, noise_per_window(model.window_size)) if is_lomar else (1,)
+    transform = PretrainTransform(
+        to_pair(model.img_size), data.crop_scale, data.flip, data.max_megapixels
+    )
+    samples = SeededDataset(paths, ReplaceUnreadable(WithNoise(transform, shape)), seed)
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    written = []
+    order = StreamSampler(len(paths), seed, permutation=paths.permutation)
+    for position, index in islice(order, num):
+        (crop, noise), _ = samples[position, index]
+        picture = (denormalize(crop) * 255).byte()
+        if is_lomar:
+            grid = tuple(side // model.patch_size for side in picture.shape[1:])
+            windows = windows_from_noise(noise[None], grid, model.window_size, model.mask_ratio)
+            picture = draw_windows(picture, windows, model.patch_size, model.window_size)
+        written.append(output / f"{position:03d}_{Path(str(paths[index])).stem}.png")
+        to_pil_image(picture).save(written[-1])
+    return written
+
+
+def draw_windows(image: Tensor, windows: WindowSample, patch_size: int, window_size: int) -> Tensor:
+    """The windows of one picture framed, their masked patches darkened.
+
+    Args:
+        image: (3, H, W), uint8.
+        windows: Of this picture alone.
+        patch_size: In pixels.
+        window_size: In patches.
+    """
+    p, k = patch_size, window_size
+    grid = image.shape[1] // p, image.shape[2] // p
+    masked = torch.zeros(grid, dtype=torch.bool)
+    masked.view(-1)[windows.patch_ids[windows.mask]] = True
+    masked = masked.repeat_interleave(p, 0).repeat_interleave(p, 1)
+    image = image.clone()
+    image[:, : masked.shape[0], : masked.shape[1]][:, masked] //= 4
+    corners = [divmod(int(ids[0]), grid[1]) for ids in windows.patch_ids]
+    boxes = torch.tensor([[x * p, y * p, (x + k) * p - 1, (y + k) * p - 1] for y, x in corners])
+    return draw_bounding_boxes(image, boxes, colors="red", width=2)

@@ -1,0 +1,39 @@
+"""Draws what a training run looks at: augmented samples with boxes, masks and names of classes.
+
+python tools/visualize_data.py --config-file configs/custom/X.py [--num N] [--output OUT] \
+    data.train.annotations=... key=value ...
+
+With a config of configs/pretrain, it draws crops and their windows.
+"""
+
+import argparse
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the long imports: no traceback
+
+from lomar_det.data.visualize import visualize_detection_data
+from lomar_det.engine import add_config_arguments, run_tool
+from lomar_det.engine.yacs import load_any_config
+from lomar_pretrain.visualize_data import visualize_pretraining_data
+
+
+def main(args: argparse.Namespace) -> None:
+    cfg = load_any_config(args.config_file, args.opts)
+    if "dataloader" in cfg:
+        paths = visualize_detection_data(cfg, args.output, args.num, args.annotations_only)
+    else:
+        paths = visualize_pretraining_data(cfg, args.output, args.num)
+    print(*paths, sep="\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_config_arguments(parser)
+    parser.add_argument("--output", default="output/visualize_data", metavar="OUT")
+    parser.add_argument("--num", type=int, default=8, help="how many samples")
+    parser.add_argument(
+        "--annotations-only", action="store_true", help="whole pictures, without augmentation"
+    )
+    run_tool(main, parser.parse_intermixed_args())
