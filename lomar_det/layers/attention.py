@@ -13,6 +13,7 @@ from .rpe_attention import (
     BACKENDS,
     indexed_rpe_attention,
     is_recording,
+    recorded_attention,
     recorded_rpe_attention,
     rpe_attention,
 )
@@ -112,7 +113,8 @@ class Attention(nn.Module):
             bias = None
             if self.rel_pos == "decomposed":
                 bias = decomposed_bias(q, self.rel_pos_h, self.rel_pos_w, grid)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+            attend = recorded_attention if is_recording() else F.scaled_dot_product_attention
+            out = attend(q, k, v, bias)
         return _merge_heads(out)
 
     def _attend_padded(self, qkv: Tensor, valid: Tensor) -> Tensor:

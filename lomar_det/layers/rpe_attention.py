@@ -93,14 +93,19 @@ def recorded_rpe_attention(
 ) -> Tensor:
     """The formula for torch.export and torch.jit.trace: products of matrices, sizes may be symbols.
 
-    Not SDPA, whose memory layout differs from kernel to kernel, which ONNX export stumbles over.
-
     Args:
         valid: (B, N), True where a token takes part; all do by default.
     """
-    logits = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5 + matmul_bias(q, table, grid)
+    bias = matmul_bias(q, table, grid)
     if valid is not None:
-        logits = logits.masked_fill(~valid[:, None, None, :], float("-inf"))
+        bias = bias.masked_fill(~valid[:, None, None, :], float("-inf"))
+    return recorded_attention(q, k, v, bias)
+
+
+def recorded_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """SDPA spelled out: its memory layout depends on the kernel, and ONNX export fails over it."""
+    logits = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
+    logits = logits if bias is None else logits + bias
     return logits.softmax(dim=-1) @ v
 
 

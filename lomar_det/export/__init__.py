@@ -1,0 +1,101 @@
+"""A trained detector, or its backbone, as a file that runs without this package.
+
+docs/export.md says what each format is good for, and how to run it.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import detectron2
+import torch
+
+from ..engine.config import load_config
+from ..engine.launch import pick_device
+from ..errors import UserError
+from ..inference import find_categories, follow_checkpoint, load_detector
+from .backbone import export_backbone, export_backbone_onnx
+from .detector import export_detector, export_detector_onnx
+
+# format -> the file that it writes, and how
+FORMATS = {
+    "torch_export": ("backbone.pt2", export_backbone),
+    "onnx": ("backbone.onnx", export_backbone_onnx),
+    "torchscript": ("detector.ts", export_detector),
+    "onnx_detector": ("detector.onnx", export_detector_onnx),
+}
+TOLERANCE = 1e-3  # of the largest value of an output
+
+
+def main(args: argparse.Namespace) -> Path:
+    """Exports the detector of ``train.init_checkpoint``, checks the file, describes it in JSON.
+
+    Raises:
+        UserError: anything the user can mend; the file computes something else than the model.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    # a graph stays on the device that it was recorded on
+    device = pick_device("cpu" if cfg.train.device == "auto" else cfg.train.device)
+    if args.format.startswith("onnx"):
+        _require_onnx()
+        device = torch.device("cpu")
+    meta = follow_checkpoint(cfg)
+    model = load_detector(cfg, device)
+    name, export = FORMATS[args.format]
+    path = Path(args.output, name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {path.parent} cannot be written: {error}") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of recording: what it got wrong, the comparison shows
+        description = export(model, path, args.input_size and tuple(args.input_size))
+    description |= {
+        "format": args.format,
+        "config": Path(args.config_file).name,
+        "checkpoint": Path(cfg.train.init_checkpoint).name,
+        "categories": find_categories(cfg, cfg.model.roi_heads.num_classes, meta.get("classes")),
+        "pixel_mean": list(cfg.model.pixel_mean),
+        "pixel_std": list(cfg.model.pixel_std),
+        "channels": "RGB",
+        "image_size": cfg.data.image_size,  # evaluation resizes pictures to it
+        "device": str(device),
+        "versions": _versions(),
+    }
+    _write_checked(path, description)
+    return path
+
+
+def _write_checked(path: Path, description: dict) -> None:
+    """Prints what the comparison found and writes the description; refuses a wrong file."""
+    worst = max(check["difference"] for check in description["checked"])
+    for check in description["checked"]:
+        print(f"input {check['input']}: largest difference {check['difference']:.2e}")
+    if worst > TOLERANCE:
+        path.unlink()
+        raise UserError(
+            f"{path} was removed: it differs from the model by {worst:.2e} of the largest value, "
+            f"more than {TOLERANCE:.0e}"
+        )
+    path.with_name(path.name + ".json").write_text(json.dumps(description, indent=2) + "\n")
+    print(f"{path} agrees with the model; {path.name}.json beside it describes it")
+
+
+def _require_onnx() -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise UserError(
+                f"--format onnx needs {name}: pip install 'lomar_det[export]'"
+            ) from None
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime")
+    loaded = {name: sys.modules[name] for name in names if name in sys.modules}
+    loaded |= {"lomar_det": sys.modules["lomar_det"], "detectron2": detectron2}
+    return {name: module.__version__ for name, module in loaded.items()}
