@@ -18,7 +18,8 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from .engine.config import build_model, load_config
+from .engine.config import build_model
+from .engine.yacs import load_any_config
 from .errors import UserError
 
 NUM_DETECTIONS = 100  # what the mask head is counted for
@@ -38,7 +39,7 @@ def main(args: argparse.Namespace) -> dict[str, Cost]:
     Raises:
         UserError: anything the user can mend.
     """
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_any_config(args.config_file, args.opts)
     model = build_model(cfg)
     is_detector = isinstance(model, GeneralizedRCNN)
     size = args.input_size or (cfg.data.image_size if is_detector else cfg.model.img_size)

@@ -10,8 +10,8 @@ from pathlib import Path
 from detectron2.structures import Instances
 from tqdm import tqdm
 
-from .engine.config import load_config
 from .engine.launch import setup_run
+from .engine.yacs import load_any_config
 from .errors import UserError, user_message
 from .image_files import IMAGE_SUFFIXES, find_pictures
 from .images import load_image
@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> list[str]:
     output = Path(args.output)
     paths = find_pictures(args.input)
     _refuse_output_among(paths, output)
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_any_config(args.config_file, args.opts)
     cfg.train.output_dir = str(output)
     setup_run(cfg)
     predictor = Predictor(

@@ -21,9 +21,10 @@ from .checkpoint import load_weights, read_state_dict
 from .data.classes import check_class_names
 from .data.coco import read_categories
 from .data.setup import switch_masks_off
-from .engine.config import build_model, load_config
+from .engine.config import build_model
 from .engine.launch import pick_device
 from .engine.precision import autocast, resolve_precision
+from .engine.yacs import load_any_config
 from .errors import UserError
 from .images import load_image
 from .masks import InstanceMasks
@@ -185,7 +186,7 @@ class Predictor:
         if max_detections is not None and max_detections < 1:
             raise UserError(f"the most detections of a picture, {max_detections}, must be above 0")
         is_config = isinstance(config, DictConfig)
-        cfg = copy.deepcopy(config) if is_config else load_config(config, [])
+        cfg = copy.deepcopy(config) if is_config else load_any_config(config, [])
         if checkpoint is not None:
             cfg.train.init_checkpoint = str(checkpoint)
         self.max_detections = max_detections

@@ -13,8 +13,8 @@ from pathlib import Path
 import detectron2
 import torch
 
-from ..engine.config import load_config
 from ..engine.launch import pick_device
+from ..engine.yacs import load_any_config
 from ..errors import UserError
 from ..inference import find_categories, follow_checkpoint, load_detector
 from .backbone import export_backbone, export_backbone_onnx
@@ -36,7 +36,7 @@ def main(args: argparse.Namespace) -> Path:
     Raises:
         UserError: anything the user can mend; the file computes something else than the model.
     """
-    cfg = load_config(args.config_file, args.opts)
+    cfg = load_any_config(args.config_file, args.opts)
     # a graph stays on the device that it was recorded on
     device = pick_device("cpu" if cfg.train.device == "auto" else cfg.train.device)
     if args.format.startswith("onnx"):
