@@ -24,7 +24,8 @@ SMALL = dict(patch_size=4, embed_dim=24, depth=3, num_heads=2)
 
 @pytest.mark.parametrize("rel_pos", [True, False])
 def test_lomar_is_the_closed_formula(rel_pos):
-    model = LoMaR(img_size=48, window_size=5, num_windows=3, rel_pos=rel_pos, **SMALL)
+    positions = dict(rel_pos=rel_pos, abs_pos=not rel_pos)
+    model = LoMaR(img_size=48, window_size=5, num_windows=3, **positions, **SMALL)
     costs = analyze(model, 48, 48)
     assert costs["blocks"].flops == transformer_flops(26, 24, 3, 50 * rel_pos, sequences=3)
     # embedding and prediction: 3 windows of 25 patches of 48 values
