@@ -64,6 +64,7 @@ def test_torch_export_serves_all_sizes(tmp_path):
             torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_onnx_serves_all_sizes(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     model, path, _ = run(tmp_path, "onnx")
@@ -95,7 +96,9 @@ def detect(model, image, threshold):
 
 
 @pytest.mark.parametrize("kind", ["torchscript", "onnx_detector"])
-@pytest.mark.parametrize("opts", [[], BASELINE], ids=["irpe", "decomposed"])
+@pytest.mark.parametrize(
+    "opts", [[], pytest.param(BASELINE, marks=pytest.mark.slow)], ids=["irpe", "decomposed"]
+)
 def test_the_whole_detector_serves_all_sizes(tmp_path, kind, opts):
     model, path, description = run(tmp_path, kind, *opts)
     names = description["outputs"]
