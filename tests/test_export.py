@@ -9,6 +9,7 @@ from common import ROOT, TINY_DETECTOR
 
 import lomar_det.export
 from lomar_det.engine.config import build_model, load_config
+from lomar_det.engine.yacs import load_any_config
 from lomar_det.errors import UserError
 from lomar_det.export import main
 from lomar_det.export.compare import difference
@@ -137,6 +138,30 @@ def test_a_wrong_file_does_not_stay(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="detector.ts was removed: it differs"):
         run(tmp_path, "torchscript")
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_yaml_config_is_described_like_any_other(tmp_path, monkeypatch):
+    config = str(ROOT / "configs" / "custom" / "mask_rcnn_lomar_vit_b.yaml")
+    opts = ["MODEL.LOMAR.EMBED_DIM", "32", "MODEL.LOMAR.DEPTH", "2", "MODEL.LOMAR.NUM_HEADS", "2"]
+    checkpoint = tmp_path / "model.pth"
+    torch.save({"model": build_model(load_any_config(config, opts)).state_dict()}, checkpoint)
+
+    def export(model, path, size):
+        return {"checked": [{"input": [1], "difference": 0.0}]}
+
+    monkeypatch.setitem(lomar_det.export.FORMATS, "torchscript", ("detector.ts", export))
+    path = main(
+        argparse.Namespace(
+            config_file=config,
+            format="torchscript",
+            output=str(tmp_path / "out"),
+            input_size=None,
+            opts=[*opts, "MODEL.WEIGHTS", str(checkpoint)],
+        )
+    )
+    description = json.loads(path.with_name("detector.ts.json").read_text())
+    assert description["pixel_mean"] == [123.675, 116.28, 103.53]
+    assert description["image_size"] == 1024 and len(description["categories"]) == 80
 
 
 def test_differences_are_relative_and_wrong_shapes_infinite():

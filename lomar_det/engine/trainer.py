@@ -274,7 +274,8 @@ class Trainer(SimpleTrainer):
             saved |= {key: group[key] for key in ("lr", "weight_decay", "fused") if key in group}
             saved["initial_lr"] = saved["lr"]
         super().load_state_dict(state_dict)
-        self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        if state_dict["grad_scaler"]:  # nothing, of a run that was not in fp16
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         if self.ema is not None and "ema" in state_dict:
             self.ema.module.load_state_dict(state_dict["ema"])
         elif self.ema is not None:

@@ -58,8 +58,8 @@ def main(args: argparse.Namespace) -> Path:
         "config": Path(args.config_file).name,
         "checkpoint": Path(cfg.train.init_checkpoint).name,
         "categories": find_categories(cfg, cfg.model.roi_heads.num_classes, meta.get("classes")),
-        "pixel_mean": list(cfg.model.pixel_mean),
-        "pixel_std": list(cfg.model.pixel_std),
+        "pixel_mean": _channels(model.pixel_mean),
+        "pixel_std": _channels(model.pixel_std),
         "channels": "RGB",
         "image_size": cfg.data.image_size,  # evaluation resizes pictures to it
         "device": str(device),
@@ -67,6 +67,11 @@ def main(args: argparse.Namespace) -> Path:
     }
     _write_checked(path, description)
     return path
+
+
+def _channels(values: torch.Tensor) -> list[float]:
+    """A model's numbers per channel as a config has them, without the digits of float32."""
+    return [round(value, 4) for value in values.flatten().tolist()]
 
 
 def _write_checked(path: Path, description: dict) -> None:

@@ -165,6 +165,15 @@ def test_averaging_can_begin_at_a_resume(tmp_path, lomar_log):
     assert "no averaged weights" in lomar_log.text
 
 
+@pytest.mark.parametrize(
+    "before, now", [(torch.float32, torch.float16), (torch.float16, torch.float32)]
+)
+def test_precision_may_change_at_a_resume(tmp_path, before, now):
+    train(tmp_path, stop=3, dtype=before)
+    trainer = train(tmp_path, resume=True, dtype=now)
+    assert trainer.start_iter == 3 and trainer.grad_scaler.is_enabled() == (now == torch.float16)
+
+
 def test_kill_in_the_middle_of_a_write(tmp_path, monkeypatch):
     """A real process, killed for real while half of a checkpoint is on disk."""
     whole = train(tmp_path / "whole")
