@@ -111,11 +111,19 @@ def find_categories(
                 f"{file} names {len(categories)} classes, the checkpoint has {num_classes}"
             )
         return categories
-    coco = [category for category in COCO_CATEGORIES if category["isthing"]]
-    for source in (*map(read_categories, _annotation_files(cfg)), coco):
-        known = [str(category["name"]) for category in source]
+    sources = {path: read_categories(path) for path in _annotation_files(cfg)}
+    sources["COCO"] = [category for category in COCO_CATEGORIES if category["isthing"]]
+    for source, categories in sources.items():
+        known = [str(category["name"]) for category in categories]
         if len(known) == num_classes and (not names or known == list(names)):
-            return [{"id": c["id"], "name": str(c["name"])} for c in source]
+            return _plain(categories)
+        if len(known) != num_classes and source != "COCO":
+            logger.warning(
+                "%s has %d classes, the checkpoint %d: it names none",
+                source,
+                len(known),
+                num_classes,
+            )
     if names and len(names) != num_classes:
         logger.warning("The checkpoint has %d classes and %d names", num_classes, len(names))
         names = None
@@ -139,6 +147,10 @@ def _read_categories(path: Path) -> list[dict]:
         raise UserError(f"the class names cannot be read from {path}: {error}") from None
     names = [line.strip() for line in lines if line.strip()]
     return [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
+
+
+def _plain(categories: list[dict]) -> list[dict]:
+    return [{"id": c["id"], "name": str(c["name"])} for c in categories]
 
 
 class Predictor:
