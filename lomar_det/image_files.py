@@ -41,12 +41,11 @@ def walk_files(folder: str) -> Iterator[str]:
                 yield entry.path
 
 
-def find_pictures(inputs: Iterable[str | Path], setting: str = "--input") -> list[Path]:
-    """Pictures in files (whatever their names), folders and glob patterns, each once.
+def find_pictures(inputs: Iterable[str | Path]) -> list[Path]:
+    """What a tool's ``--input`` names: files (whatever their names), folders, glob patterns.
 
-    Args:
-        inputs: What the user gave.
-        setting: What the user gave it as, for messages.
+    Returns:
+        The pictures, each once, those of a folder sorted.
 
     Raises:
         UserError: an input does not exist, matches nothing, or is a folder without pictures.
@@ -55,7 +54,7 @@ def find_pictures(inputs: Iterable[str | Path], setting: str = "--input") -> lis
     for item in (os.path.expanduser(item) for item in inputs):
         matches = [item] if os.path.exists(item) else sorted(glob.glob(item, recursive=True))
         if not matches:
-            raise UserError(f"{setting}: there is no file, folder or match for {item}")
+            raise UserError(f"--input: there is no file, folder or match for {item}")
         for path in matches:
             if not os.path.isdir(path):
                 found.append(path)
@@ -63,7 +62,7 @@ def find_pictures(inputs: Iterable[str | Path], setting: str = "--input") -> lis
             inside = sorted(filter(is_image_name, walk_files(path)))
             if not inside:
                 raise UserError(
-                    f"{setting}: the folder {path} has no pictures ({', '.join(IMAGE_SUFFIXES)}), "
+                    f"--input: the folder {path} has no pictures ({', '.join(IMAGE_SUFFIXES)}), "
                     "also not in its subfolders"
                 )
             found += inside

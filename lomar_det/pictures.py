@@ -1,12 +1,14 @@
-"""Pictures of detections."""
+"""Pictures of objects: what a detector found, and what is annotated."""
 
 import colorsys
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from pathlib import Path
 
+import numpy as np
 from detectron2.structures import Instances
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -73,36 +75,60 @@ def detections_sheet(
 def draw_detections(
     image: Image.Image, instances: Instances, class_names: Sequence[str]
 ) -> Image.Image:
-    """Draws boxes, masks and labels into a copy of a picture.
+    """Draws boxes, masks and labels into a copy of a picture, see `draw_objects`.
 
-    With several classes each has a colour of its own; with one, each instance has. Lines and
-    letters grow with the picture, but stay small against the object; in a crowd of more than
-    `CROWD` instances, boxes narrower than their label go without.
+    With several classes each has a colour of its own; with one, each instance has.
 
     Args:
         image: RGB.
         instances: What a `Predictor` returns for it.
         class_names: By class.
     """
+    classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
+    return draw_objects(
+        image,
+        instances.pred_boxes.tensor.tolist(),
+        [f"{class_names[c]} {100 * s:.0f}%" for c, s in zip(classes, scores, strict=True)],
+        [distinct_color(c if len(class_names) > 1 else i) for i, c in enumerate(classes)],
+        instances.pred_masks.regions() if instances.has("pred_masks") else None,
+    )
+
+
+def draw_objects(
+    image: Image.Image,
+    boxes: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    colors: Sequence[tuple[int, int, int]],
+    masks: Iterable[tuple[int, int, np.ndarray]] | None = None,
+) -> Image.Image:
+    """Draws boxes, masks and labels into a copy of a picture, labels of the first objects on top.
+
+    Lines and letters grow with the picture, but stay small against the object; in a crowd of more
+    than `CROWD` objects, boxes narrower than their label go without.
+
+    Args:
+        image: RGB.
+        boxes: (x0, y0, x1, y1) in pixels.
+        labels: Of each box.
+        colors: RGB, of each box.
+        masks: Of each box the region (x, y, mask) that `InstanceMasks.regions` yields.
+    """
     image = image.copy()
     draw = ImageDraw.Draw(image)
     side = math.sqrt(image.width * image.height)
-    masks = instances.pred_masks.regions() if instances.has("pred_masks") else None
-    boxes, classes = instances.pred_boxes.tensor.tolist(), instances.pred_classes.tolist()
-    labels = []
-    for i, (box, kind) in enumerate(zip(boxes, classes, strict=True)):
-        color = _color(kind if len(class_names) > 1 else i)
+    regions = repeat(None) if masks is None else masks
+    texts = []
+    for box, label, color, region in zip(boxes, labels, colors, regions, strict=False):
         extent = min(box[2] - box[0], box[3] - box[1])
-        if masks is not None:
-            x, y, mask = next(masks)
+        if region is not None:
+            x, y, mask = region
             image.paste(color, (x, y), Image.fromarray((mask * 110).astype("uint8")))
         draw.rectangle(box, outline=color, width=max(1, round(min(side / 350, extent / 20))))
-        text = f"{class_names[kind]} {100 * instances.scores[i].item():.0f}%"
-        labels.append((box, text, round(max(10, min(side / 50, extent / 4))), color))
-    for box, text, size, color in reversed(labels):  # over all boxes, the surest on top
+        texts.append((box, label, round(max(10, min(side / 50, extent / 4))), color))
+    for box, text, size, color in reversed(texts):  # over all boxes
         font = ImageFont.load_default(size)
         width, height = draw.textlength(text, font) + 0.4 * size, 1.2 * size
-        if len(labels) > CROWD and width > box[2] - box[0]:
+        if len(texts) > CROWD and width > box[2] - box[0]:
             continue
         # above the box, but within the picture
         x, y = max(min(box[0], image.width - width), 0), max(box[1] - height, 0)
@@ -111,7 +137,7 @@ def draw_detections(
     return image
 
 
-def _color(index: int) -> tuple[int, int, int]:
+def distinct_color(index: int) -> tuple[int, int, int]:
     """Bright colours, neighbours far apart on the colour wheel, never repeated."""
     rgb = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.75, 1.0)
     return tuple(round(255 * value) for value in rgb)

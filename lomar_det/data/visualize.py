@@ -4,18 +4,15 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 from detectron2.config import instantiate
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 from detectron2.structures.masks import polygons_to_bitmask
-from matplotlib import colormaps
-from matplotlib.font_manager import findfont
 from omegaconf import DictConfig
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import draw_segmentation_masks
 
+from ..pictures import distinct_color, draw_objects
 from .classes import dataset_classes
 from .setup import configure_data
 
@@ -66,30 +63,21 @@ def draw_sample(image: Tensor, instances: Instances, names: list[str]) -> Image.
         names: Of the classes; without them, numbers are shown.
     """
     classes = instances.gt_classes.tolist()
-    colors = [class_color(c) for c in classes]
+    masks = None
     if instances.has("gt_masks"):
-        masks = _bitmaps(instances.gt_masks, image.shape[1:])
-        for i in masks.flatten(1).sum(1).argsort(descending=True):  # small ones on top
-            image = draw_segmentation_masks(image, masks[i], alpha=0.4, colors=[colors[i]])
-    picture = to_pil_image(image)
-    draw = ImageDraw.Draw(picture)
-    font = ImageFont.truetype(findfont("DejaVu Sans"), 12)
-    for box, c, color in zip(instances.gt_boxes.tensor.tolist(), classes, colors, strict=True):
-        label = names[c] if names else str(c)
-        draw.rectangle(box, outline=color, width=2)
-        draw.rectangle(draw.textbbox(box[:2], label, font=font), fill=color)
-        draw.text(box[:2], label, fill="black", font=font)
-    return picture
+        masks = [(0, 0, mask) for mask in _bitmaps(instances.gt_masks, image.shape[1:])]
+    return draw_objects(
+        to_pil_image(image),
+        instances.gt_boxes.tensor.tolist(),
+        [names[c] if names else str(c) for c in classes],
+        [distinct_color(c) for c in classes],
+        masks,
+    )
 
 
-def class_color(number: int) -> tuple[int, int, int]:
-    """RGB; neighbouring numbers get very different hues."""
-    return tuple(int(255 * value) for value in colormaps["hsv"](number * 0.618 % 1)[:3])
-
-
-def _bitmaps(masks: BitMasks | PolygonMasks, size: tuple[int, int]) -> Tensor:
+def _bitmaps(masks: BitMasks | PolygonMasks, size: tuple[int, int]) -> np.ndarray:
     """(N, H, W), bool."""
     if isinstance(masks, BitMasks):
-        return masks.tensor.bool()
+        return masks.tensor.bool().numpy()
     bitmaps = [polygons_to_bitmask(polygons, *size) for polygons in masks.polygons]
-    return torch.from_numpy(np.array(bitmaps, dtype=bool).reshape(-1, *size))
+    return np.array(bitmaps, dtype=bool).reshape(-1, *size)

@@ -63,7 +63,6 @@ def main(args: argparse.Namespace) -> dict:
         check_settings(cfg, _RULES)
         refuse_contradictions(cfg)
         device = setup_run(cfg)
-        resolve_precision(cfg.train.precision, device)  # refuses what the device cannot do
         if not args.eval_only:
             check_output_dir(cfg.train, args.resume)
         # The data is looked at after the loggers exist, so that what it decides is on record.

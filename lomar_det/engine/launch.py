@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 
 from ..errors import UserError, user_message
 from .hooks import StopOnSignal
+from .precision import resolve_precision
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ def setup_run(cfg: DictConfig) -> torch.device:
     detectron2's ``default_setup`` prints some hundred lines; these are the ones people look for.
 
     Raises:
-        UserError: the output folder cannot be written, or the device is not there.
+        UserError: the output folder cannot be written, or the device is not there, or cannot
+            compute in the precision asked for.
     """
     if not cfg.train.output_dir:
         raise UserError("train.output_dir is empty: name a folder")
@@ -91,6 +93,7 @@ def setup_run(cfg: DictConfig) -> torch.device:
         setup_logger(str(output_dir), comm.get_rank(), name=name, abbrev_name=abbreviation)
     logging.getLogger("detectron2.engine.train_loop").addFilter(_is_our_defect)
     device = pick_device(cfg.train.device)
+    resolve_precision(cfg.train.precision, device)  # refuses what the device cannot do
     cfg.train.device = str(device)
     hardware = f"{os.cpu_count()} CPU cores"
     if device.type == "cuda":

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from lomar_det.checkpoint import read_state_dict
+from lomar_det.checkpoint.layouts import USUAL_NUM_HEADS, architecture_of
 from lomar_det.engine import load_plain
 from lomar_det.engine.config import load_config
 from lomar_det.errors import UserError
@@ -26,8 +27,6 @@ logger = logging.getLogger(__name__)
 
 MODELS = {"lomar": LoMaR, "mae": MAE}
 HEADS = {"lomar": "encoder_pred.weight", "mae": "decoder_pred.weight"}
-# The sizes that LoMaR, MAE and ViTDet use (ViT-B, L, H): embed_dim -> num_heads.
-KNOWN_HEADS = {768: 12, 1024: 16, 1280: 16}
 MAE_DECODER_HEADS = 16
 
 
@@ -121,43 +120,34 @@ def _from_config(path: str | Path, config_file: str | Path | None, method: str) 
 
 def _from_shapes(path: str | Path, tensors: dict[str, Tensor], method: str) -> dict:
     """Settings of an official file: nothing but its tensors says what the model is."""
-    table = tensors.get("blocks.0.attn.rpe_k.lookup_table_weight")
     try:
-        embed_dim, _, patch_size, _ = tensors["patch_embed.proj.weight"].shape
-        settings = {
-            "patch_size": patch_size,
-            "embed_dim": embed_dim,
-            "depth": _count_blocks(tensors, "blocks"),
-            "mlp_ratio": tensors["blocks.0.mlp.fc1.weight"].shape[0] / embed_dim,
-            "rel_pos": table is not None,
-            "abs_pos": "pos_embed" in tensors and (method == "mae" or table is None),
-            "img_size": _image_size(tensors, patch_size),
-        }
+        settings = architecture_of(tensors)
+        settings["rel_pos"] = uses_irpe = settings["rel_pos"] == "irpe"
+        settings["abs_pos"] &= method == "mae" or not uses_irpe
+        settings["img_size"] = _image_size(tensors, settings["patch_size"])
         if method == "mae":
             settings["decoder_embed_dim"] = tensors["decoder_embed.weight"].shape[0]
-            settings["decoder_depth"] = _count_blocks(tensors, "decoder_blocks")
+            blocks = [key.split(".")[1] for key in tensors if key.startswith("decoder_blocks.")]
+            settings["decoder_depth"] = 1 + max(map(int, blocks))
             settings["decoder_num_heads"] = MAE_DECODER_HEADS
-    except (KeyError, ValueError) as error:
+    except (IndexError, KeyError, ValueError) as error:
         raise UserError(
             f"{path} is no complete {MODELS[method].__name__}: {error} is not as expected; give "
             "model_final.pth of a run or an official file"
         ) from None
-    num_heads = embed_dim // table.shape[1] if table is not None else KNOWN_HEADS.get(embed_dim)
-    if num_heads is None:
+    embed_dim = settings["embed_dim"]
+    settings["num_heads"] = settings["num_heads"] or USUAL_NUM_HEADS.get(embed_dim)
+    if settings["num_heads"] is None:
         raise UserError(
-            f"{path} does not say how many heads its model of embed_dim {embed_dim} has (known "
-            "are those of ViT-B, L and H): give the config of its run with --config-file"
+            f"{path} does not say how many heads its model of embed_dim {embed_dim} has, which is "
+            "none of the usual ViTs: give the config of its run with --config-file"
         )
     arguments = load_plain(path).get("args")
     if isinstance(arguments, Namespace):  # of the official training scripts
         given = vars(arguments)
         settings |= {k: given[k] for k in ("norm_pix_loss", "mask_ratio") if k in given}
     logger.info("%s: %s taken from the shapes of its tensors", path, MODELS[method].__name__)
-    return settings | {"num_heads": num_heads}
-
-
-def _count_blocks(tensors: dict[str, Tensor], name: str) -> int:
-    return 1 + max(int(key.split(".")[1]) for key in tensors if key.startswith(f"{name}."))
+    return settings
 
 
 def _image_size(tensors: dict[str, Tensor], patch_size: int) -> int:

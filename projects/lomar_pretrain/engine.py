@@ -52,6 +52,8 @@ logger = logging.getLogger(__name__)
 _RULES = RUN_RULES | {
     "data.crop_scale": pair(number("(0, 1]"), ascending=True),
     "data.flip": FLAG,
+    "data.max_bad_fraction": number("[0, 1]"),
+    "data.max_megapixels": number("(0, inf)") | one_of(None),
     "data.num_workers": whole(0),
     "train.epochs": number("(0, inf)"),
     "train.warmup_epochs": number("[0, inf)"),
@@ -62,6 +64,11 @@ _RULES = RUN_RULES | {
     "train.checkpoint_epochs": number("(0, inf)"),
     "train.max_to_keep": whole(1) | one_of(None),
     "train.milestone_epochs": number("(0, inf)") | one_of(None),
+    "train.picture_epochs": number("[0, inf)"),
+    "train.probe.epochs": number("[0, inf)"),
+    "train.probe.k": whole(1),
+    "train.probe.max_images": whole(1),
+    "train.probe.batch_size": whole(1),
 }
 
 

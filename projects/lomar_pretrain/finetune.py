@@ -76,6 +76,7 @@ _RULES = RUN_RULES | {
     "train.eval_epochs": number("[0, inf)"),
     "train.checkpoint_epochs": number("(0, inf)"),
     "train.max_to_keep": whole(1) | one_of(None),
+    "train.milestone_epochs": number("(0, inf)") | one_of(None),
 }
 
 

@@ -62,25 +62,19 @@ def evaluation_hooks(
         iters_per_epoch: Steps of an epoch.
 
     Raises:
-        UserError: a setting is out of range, or the probe's folder is unusable.
+        UserError: the probe's folder is unusable.
     """
     settings, is_main = cfg.train, comm.is_main_process()
     hooks = []
-    if _check_epochs("picture_epochs", settings.picture_epochs):
+    if settings.picture_epochs:
         sheet = ReconstructionSheet(model, paths, settings.output_dir) if is_main else None
         hooks.append(EveryEpochs(sheet, settings.picture_epochs, iters_per_epoch))
     probe = settings.probe
-    if probe.path and _check_epochs("probe.epochs", probe.epochs):
+    if probe.path and probe.epochs:
         log = LogProbe(_build_probe(cfg, model)) if is_main else None
         comm.synchronize()
         hooks.append(EveryEpochs(log, probe.epochs, iters_per_epoch))
     return hooks
-
-
-def _check_epochs(name: str, value) -> bool:
-    if not isinstance(value, int | float) or value < 0:
-        raise UserError(f"train.{name}={value} must be a number of epochs, 0 for never")
-    return value > 0
 
 
 def _build_probe(cfg: DictConfig, model: LoMaR | MAE) -> KNNProbe:
@@ -188,8 +182,6 @@ class CountBadImages(HookBase):
         checkpointer: Checkpointer,
         resume: bool,
     ):
-        if not (isinstance(max_fraction, int | float) and 0 <= max_fraction <= 1):
-            raise UserError(f"data.max_bad_fraction={max_fraction} must lie between 0 and 1")
         self.path, self.max_fraction = path, max_fraction
         self.num_images, self.total_batch_size = num_images, total_batch_size
         self.checkpointer = checkpointer

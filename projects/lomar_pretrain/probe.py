@@ -106,7 +106,7 @@ class KNNProbe:
         autocast: Context of the forward passes, for mixed precision.
 
     Raises:
-        UserError: a setting is out of range, or the folder is not as `ClassFolders` wants it.
+        UserError: the folder is not as `ClassFolders` wants it.
     """
 
     def __init__(
@@ -119,9 +119,6 @@ class KNNProbe:
         num_workers: int = 0,
         autocast: Callable = nullcontext,
     ):
-        for name, value in (("k", k), ("max_images", max_images), ("batch_size", batch_size)):
-            if not isinstance(value, int) or value < 1:
-                raise UserError(f"train.probe.{name}={value} must be a whole number, at least 1")
         self.model, self.k, self.path = model, k, path
         self.batch_size, self.num_workers, self.autocast = batch_size, num_workers, autocast
         self.folders = ClassFolders(path, partial(fit_image, size=model.img_size))

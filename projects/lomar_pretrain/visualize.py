@@ -1,17 +1,15 @@
 """Draws what a checkpoint reconstructs of any pictures: `tools/visualize_reconstruction.py`."""
 
 import argparse
-import glob
-from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from lomar_det.errors import UserError
+from lomar_det.image_files import find_pictures
 
 from .pictures import reconstruction_figure, save_figure
 from .reconstruction import open_examples
-from .sources import find_images
 
 FILE_NAME = "reconstruction.png"  # where the output is a folder
 MAX_IMAGES = 100  # rows of one sheet, which no viewer would open with more
@@ -32,7 +30,7 @@ def visualize(args: argparse.Namespace) -> Path:
     if args.mask_ratio is not None and not 0 < args.mask_ratio < 1:
         raise UserError(f"--mask-ratio {args.mask_ratio} must lie between 0 and 1")
     output = output_file(args.output)
-    paths = expand_inputs(args.input)
+    paths = find_pictures(args.input)
     norm_pix_loss = False if args.raw_pixels else None
     model = load_pretrained(args.checkpoint, args.config_file, norm_pix_loss)
     model.to(pick_device(args.device))
@@ -52,29 +50,6 @@ def visualize(args: argparse.Namespace) -> Path:
         raise UserError(f"--output {output} cannot be written: {error}") from None
     print(f"Picture: {output}")
     return output
-
-
-def expand_inputs(inputs: Sequence[str]) -> list[Path]:
-    """Files, folders (searched recursively) and glob patterns as a list of pictures.
-
-    Raises:
-        UserError: one of them stands for no picture.
-    """
-    paths = []
-    for name in map(str, inputs):
-        if not Path(name).expanduser().exists():
-            matches = sorted(glob.glob(str(Path(name).expanduser()), recursive=True))
-            if not matches:
-                raise UserError(f"--input {name}: no such file, folder or pattern")
-            paths += [Path(match) for match in matches if Path(match).is_file()]
-            continue
-        try:
-            paths += find_images(name)
-        except UserError:
-            raise UserError(f"--input {name}: no pictures in this folder") from None
-    if not paths:
-        raise UserError(f"--input {' '.join(map(str, inputs))}: matches no files")
-    return paths
 
 
 def output_file(output: str | Path) -> Path:

@@ -9,8 +9,9 @@ from detectron2.config import instantiate
 from PIL import Image
 
 from lomar_det.data import configure_data
-from lomar_det.data.visualize import class_color, visualize_detection_data
+from lomar_det.data.visualize import visualize_detection_data
 from lomar_det.engine.config import load_config
+from lomar_det.pictures import distinct_color
 from lomar_pretrain.visualize_data import visualize_pretraining_data
 
 
@@ -35,7 +36,7 @@ def test_annotations_are_drawn_where_they_are(drawn_set, tmp_path, masks):
     assert after.shape == before.shape
     for a in [a for a in data["annotations"] if a["image_id"] == image["id"]]:
         x, y, w, h = a["bbox"]
-        color = class_color([3, 7].index(a["category_id"]))
+        color = distinct_color([3, 7].index(a["category_id"]))
         assert tuple(after[round(y + h), round(x + w / 2)]) == color  # the lower edge
         center = (round(y + h * 0.75), round(x + w / 2))
         assert (after[center] != before[center]).any() == masks

@@ -167,12 +167,6 @@ def test_where_none_may_be_bad_the_first_ends_the_run(tmp_path):
     assert (output / "last_checkpoint").is_file()
 
 
-@pytest.mark.parametrize("value", ["-0.1", "5", "some"])
-def test_a_fraction_that_is_none_is_refused(tmp_path, good, value):
-    with pytest.raises(UserError, match="data.max_bad_fraction.*between 0 and 1"):
-        pretrain(good, tmp_path / "out", "train.epochs=2", f"data.max_bad_fraction={value}")
-
-
 @pytest.mark.usefixtures("without_pictures")
 def test_a_run_on_shards_resumes_bit_for_bit(tmp_path):
     images, folder = find_images(folder_of(tmp_path / "images", 12, 0)), tmp_path / "shards"

@@ -121,6 +121,7 @@ def test_knn_needs_no_training(colours, tmp_path):
         (["model.num_head=2"], "no setting 'model.num_head'"),
         (["data.path=nowhere"], "nowhere does not exist"),
         (["train.init_checkpoint=nowhere.pth"], "nowhere.pth does not exist"),
+        (["train.milestone_epochs=few"], "train.milestone_epochs=few must be"),
     ],
 )
 def test_what_is_wrong_is_said_before_training(colours, tmp_path, opts, message):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lomar_det.errors import UserError
 from lomar_pretrain import MAE, LoMaR, load_pretrained
-from lomar_pretrain.visualize import expand_inputs, visualize
+from lomar_pretrain.visualize import visualize
 
 SMALL = dict(img_size=32, patch_size=4, embed_dim=24, depth=2, num_heads=2)
 DECODER = dict(decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2)
@@ -193,7 +193,7 @@ def test_what_the_tool_refuses(tmp_path, pictures):
         ({"num_images": 0}, "--num-images 0"),
         ({"output": "sheet.docx"}, "docx is no format"),
         ({"output": str(path / "sheet.png")}, "cannot be written"),
-        ({"input": ["gone/*.png"]}, "gone/.*no such file, folder or pattern"),
+        ({"input": ["gone/*.png"]}, "no file, folder or match for gone/"),
     ):
         with pytest.raises(UserError, match=words):
             visualize(arguments(path, pictures, tmp_path, **changes))
@@ -201,14 +201,3 @@ def test_what_the_tool_refuses(tmp_path, pictures):
         picture.write_bytes(b"broken")
     with pytest.raises(UserError, match="none of the pictures.*could be read"):
         visualize(arguments(path, pictures, tmp_path))
-
-
-def test_inputs_are_files_folders_and_patterns(pictures):
-    files = sorted(pictures.iterdir())
-    assert expand_inputs([str(pictures)]) == files
-    assert expand_inputs([str(pictures / "[12].png"), str(files[0])]) == [*files[1:], files[0]]
-    assert expand_inputs([str(pictures.parent / "**" / "*.png")]) == files
-    (pictures / "empty").mkdir()
-    for name in (pictures / "empty", pictures / "*empty"):
-        with pytest.raises(UserError, match="empty"):
-            expand_inputs([str(name)])

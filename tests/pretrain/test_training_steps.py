@@ -3,11 +3,10 @@
 import json
 import math
 import os
-import socket
 
 import pytest
 import torch
-from common import TINY_PRETRAIN, tool_args
+from common import TINY_PRETRAIN, free_port, tool_args
 from literal import literal_lomar_loss, literal_mae_loss
 
 from lomar_det.engine import load_plain, run_tool
@@ -143,13 +142,15 @@ def as_torchrun_would(rank, port, args):
 
 def test_two_processes_train_as_one_does(drawn_set, tmp_path):
     one = pretrain_args(drawn_set[1], tmp_path / "one", LOMAR, "train.epochs=5")
-    two = pretrain_args(drawn_set[1], tmp_path / "two", LOMAR, "train.epochs=5")
+    # one of the two draws now and then, and the other waits for it
+    opts = ["train.epochs=5", "train.picture_epochs=4"]
+    two = pretrain_args(drawn_set[1], tmp_path / "two", LOMAR, *opts)
     pretraining.main(one)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     # forked, to save two starts of Python; not where autograd's GPU threads forbid it
     method = "spawn" if torch.cuda.is_available() else "fork"
     torch.multiprocessing.start_processes(as_torchrun_would, (port, two), 2, start_method=method)
     assert "2 images x 2 process(es) x 1 acc" in (tmp_path / "two" / "log.txt").read_text()
     assert_same_training(tmp_path / "one", tmp_path / "two")
+    sheets = sorted(path.name for path in (tmp_path / "two" / "pictures").iterdir())
+    assert sheets == ["reconstruction_0004.png", "reconstruction_0005.png"]
