@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from lomar_det.engine import Checkpointer, autocast, resolve_precision
 from lomar_det.errors import UserError
+from lomar_det.settings import number
 
 from .bad_images import BadImage, BadImageFile
 from .lomar import LoMaR
@@ -78,7 +79,7 @@ def evaluation_hooks(
 
 
 def _check_epochs(name: str, value) -> bool:
-    if not isinstance(value, int | float) or value < 0:
+    if not number("[0, inf)").holds(value):
         raise UserError(f"train.{name}={value} must be a number of epochs, 0 for never")
     return value > 0
 
