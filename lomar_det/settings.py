@@ -67,9 +67,13 @@ def pair(rule: Rule, ascending: bool = False) -> Rule:
 
 
 FLAG = Rule("True or False", lambda value: isinstance(value, bool))
+TEXT = Rule("text (a number as \"'5'\")", lambda value: isinstance(value, str))
 
 # Of the ``train`` section that every run has: `configs/common/run.py`.
 RUN_RULES = {
+    "train.output_dir": TEXT | one_of(None),  # which is then said to be empty
+    "train.init_checkpoint": TEXT | one_of(None),
+    "train.device": TEXT,
     "train.precision": one_of("auto", "bf16", "fp16", "fp32"),
     "train.seed": whole(0),
     "train.accumulation_steps": whole(1) | one_of("auto"),
@@ -80,6 +84,8 @@ RUN_RULES = {
     "train.max_skipped_steps": whole(0),
     "train.overwrite": FLAG,
     "train.log_period": whole(1),
+    "train.ddp.broadcast_buffers": FLAG,
+    "train.ddp.find_unused_parameters": FLAG,
 }
 
 

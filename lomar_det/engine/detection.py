@@ -20,7 +20,7 @@ from ..data import configure_data
 from ..data.classes import dataset_classes
 from ..errors import UserError
 from ..inference import load_detector
-from ..settings import RUN_RULES, check_settings, number, one_of, pair, whole
+from ..settings import FLAG, RUN_RULES, check_settings, number, one_of, pair, whole
 from ..stream import count_accumulation_steps, seed_everything
 from .best import BestModel
 from .checkpointer import Checkpointer, check_output_dir, delete_old_run
@@ -37,13 +37,20 @@ logger = logging.getLogger(__name__)
 _RULES = RUN_RULES | {
     "train.max_iter": whole(1) | one_of(None),
     "train.epochs": number("(0, inf)") | one_of(None),
+    "train.lr_batch_size": whole(1) | one_of(None),
     "train.eval_period": whole(0),
     "train.checkpointer.period": whole(1),
     "train.checkpointer.max_to_keep": whole(1) | one_of(None),
     "train.checkpointer.milestone_period": whole(1) | one_of(None),
     "data.image_size": whole(1),
+    "data.min_scale": number("(0, inf)"),
+    "data.max_scale": number("(0, inf)"),
+    "data.filter_empty": FLAG,
     "optimizer.lr": number("(0, inf)"),
     "optimizer.weight_decay": number("[0, inf)"),
+    "optimizer.params.base_lr": number("(0, inf)"),
+    "optimizer.params.weight_decay": number("[0, inf)"),
+    "optimizer.params.lr_decay_rate": number("(0, 1]"),
     "optimizer.betas": pair(number("[0, 1)")),
     "lr_multiplier.warmup_iters": whole(0),
     "dataloader.train.total_batch_size": whole(1),

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import logging
 import multiprocessing
 import os
@@ -60,7 +61,7 @@ def pick_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise UserError(f"train.device={name} is not one of auto, cuda, cpu") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"train.device={name}, but torch sees no GPU; use train.device=cpu")
@@ -78,7 +79,8 @@ def setup_run(cfg: DictConfig) -> torch.device:
     """
     if not cfg.train.output_dir:
         raise UserError("train.output_dir is empty: name a folder")
-    output_dir = Path(cfg.train.output_dir)
+    output_dir = Path(cfg.train.output_dir).expanduser()  # no shell does it behind a "="
+    cfg.train.output_dir = str(output_dir)
     if comm.is_main_process():
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
@@ -90,7 +92,10 @@ def setup_run(cfg: DictConfig) -> torch.device:
     comm.synchronize()
     for name, abbreviation in _LOGGERS.items():
         _close_handlers(logging.getLogger(name))  # of an earlier run in this process
-        setup_logger(str(output_dir), comm.get_rank(), name=name, abbrev_name=abbreviation)
+        log = setup_logger(str(output_dir), comm.get_rank(), name=name, abbrev_name=abbreviation)
+        for handler in log.handlers:
+            if isinstance(handler.stream, io.TextIOWrapper):  # file names may be of other encodings
+                handler.stream.reconfigure(errors="backslashreplace")
     logging.getLogger("detectron2.engine.train_loop").addFilter(_is_our_defect)
     device = pick_device(cfg.train.device)
     resolve_precision(cfg.train.precision, device)  # refuses what the device cannot do
@@ -119,8 +124,11 @@ def _is_our_defect(record: logging.LogRecord) -> bool:
     return error is None or not (isinstance(error, UserError) or _is_full_disk(error))
 
 
-def _is_full_disk(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+def _is_full_disk(error: BaseException | None) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    # torch.save buries it under an error of its zip writer
+    return isinstance(error, RuntimeError) and _is_full_disk(error.__context__)
 
 
 def _close_handlers(logger: logging.Logger) -> None:
@@ -183,10 +191,12 @@ def _start_processes(main: Callable, args: argparse.Namespace) -> None:
 
 def _guarded(main: Callable, args: argparse.Namespace) -> None:
     """Errors as one line; one that all of several processes meet is printed once."""
+    logging.raiseExceptions = False  # a log.txt on a full disk would print a traceback a line
     try:
         main(args)
-    except (UserError, OSError) as error:
+    except (UserError, OSError, RuntimeError) as error:
         if _is_full_disk(error):
+            error = error if isinstance(error, OSError) else error.__context__
             error = UserError(f"{error}; free disk space, then continue with --resume")
         elif not isinstance(error, UserError):
             raise

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lomar_det.layers import TokenGrid, grid_size
+from lomar_det.settings import FLAG, check_settings
 
 from .encoder import VisionTransformerEncoder
 from .windows import WindowSample, check_windows, noise_per_window, windows_from_noise
@@ -72,6 +73,7 @@ class LoMaR(VisionTransformerEncoder):
             attention_backend=attention_backend,
         )
         check_windows(self.grid, window_size, num_windows, mask_ratio)
+        check_settings({"norm_pix_loss": norm_pix_loss}, {"norm_pix_loss": FLAG})
         self.window_size = window_size
         self.num_windows = num_windows
         self.mask_ratio = mask_ratio

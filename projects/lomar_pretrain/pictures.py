@@ -112,7 +112,7 @@ def _headline(model: LoMaR | MAE, title: str) -> str:
     else:
         count = model.grid[0] * model.grid[1]
         masked = f"MAE: {count - int(count * (1 - model.mask_ratio))} of {count} patches masked"
-    return f"{title} ({masked})" if title else masked
+    return f"{_shorten(title, 80)} ({masked})" if title else masked
 
 
 def _aspect(picture: Tensor) -> float:
@@ -120,6 +120,7 @@ def _aspect(picture: Tensor) -> float:
 
 
 def _shorten(name: str, length: int = 28) -> str:
+    name = name.encode(errors="replace").decode()  # fonts know no bytes that are not UTF-8
     return name if len(name) <= length else "..." + name[3 - length :]
 
 
