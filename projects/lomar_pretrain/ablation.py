@@ -25,7 +25,7 @@ from lomar_det.engine.launch import describe_machine
 from lomar_det.errors import UserError
 
 from .ablation_plan import Cell, Run, in_cell, plan_cells
-from .ablation_table import write_table
+from .ablation_table import format_number, write_table
 from .engine import read_metrics
 
 # Settings that change how a run goes, but not what comes out.
@@ -56,16 +56,21 @@ def main(args: argparse.Namespace) -> list[dict]:
         title = f"=== {number + 1}/{len(jobs)} {cell.name}, seed {seed}"
         _say(title)
         start = time.perf_counter()
-        with in_cell(cell.name):
-            record = records[number] = _run_cell(cell, seed, output)
+        try:
+            with in_cell(cell.name):
+                record = records[number] = _run_cell(cell, seed, output)
+        except SystemExit:
+            _say("Stopped by a signal: the same command continues here")
+            raise
         seconds.append(time.perf_counter() - start)
         left = records.count(None) * sum(seconds) / len(seconds) / 60
-        _say(f"{title}: {cell.metric} {record['value']}; about {left:.0f} min left")
+        _say(f"{title}: {cell.metric} {format_number(record['value'])}; about {left:.0f} min left")
         if comm.is_main_process():
-            write_table(cells, filter(None, records), cfg.run, output)
+            write_table(cells, filter(None, records), cfg, output)
     if not seconds and comm.is_main_process():  # titles may have changed
-        write_table(cells, records, cfg.run, output)
-    _say((output / "table.md").read_text())
+        write_table(cells, records, cfg, output)
+    if comm.is_main_process():
+        print((output / "table.md").read_text())
     return records
 
 
@@ -98,13 +103,17 @@ def _run(run: Run, seed: int, folder: Path, *opts: str) -> dict:
     if it is killed without notice.
     """
     run, path = run.with_opts(f"train.seed={seed}"), folder / "run.json"
-    record = _read(path) or {"settings": run.settings(), "seconds": 0.0}
-    comm.synchronize()  # all processes have read it
-    if "date" in record:
+    record = _begun(folder)
+    resume = record is not None
+    if path.is_file():  # killed before its first checkpoint, it has left metrics behind
+        opts = (*opts, "train.overwrite=True")
+    comm.synchronize()  # all processes have looked
+    if record is None:
+        record = {"settings": run.settings(), "seconds": 0.0}
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(record, path)
+    elif "date" in record:
         return record
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(record, path)
-    resume = any(RESUMABLE.fullmatch(file.name) for file in folder.iterdir())
     _say(f"--- {'continued' if resume else 'started'}: {folder}")
     start = time.perf_counter()
     try:
@@ -126,8 +135,16 @@ def _run(run: Run, seed: int, folder: Path, *opts: str) -> dict:
         }
     record["date"] = _today()
     _write(record, path)
-    comm.synchronize()
-    return record
+    return comm.all_gather(record)[0]  # the main process alone has a detector's results
+
+
+def _begun(folder: Path) -> dict | None:
+    """The record of a run that is done, or has a checkpoint to go on from."""
+    record = _read(folder / "run.json")
+    if record is None or "date" in record:
+        return record
+    has_checkpoint = any(RESUMABLE.fullmatch(file.name) for file in folder.iterdir())
+    return record if has_checkpoint else None
 
 
 def _refuse_changes(cell: Cell, seed: int, output: Path) -> None:
@@ -137,7 +154,7 @@ def _refuse_changes(cell: Cell, seed: int, output: Path) -> None:
     then = {"metric": record["metric"]} if record else {}
     now = {"metric": cell.metric} if record else {}
     for name, run in (("pretrain", cell.pretrain), ("downstream", cell.downstream)):
-        old = record[name] if record else _read(folder / name / "run.json")
+        old = record[name] if record else _begun(folder / name)
         if old is None and not record:
             continue  # not begun
         then[name] = old and old["settings"]

@@ -41,6 +41,13 @@ _PRETRAIN_RULES = {
     "train.warmup_epochs": number("[0, inf)"),
     "train.total_batch_size": whole(1),
 }
+_SECTIONS = {
+    "pretrain": ("config", "data", "overrides"),
+    "downstream": ("stage", "config", "data", "overrides", "metric"),
+    "cells": (),
+    "budget": ("epochs", "images", "minutes", "calibration_steps"),
+    "run": ("seeds", "output_dir", "title", "x_label"),
+}
 _UNTIMED_STEPS = 5  # of a calibration: the first steps are slower
 
 
@@ -70,15 +77,11 @@ class Run:
         return json.loads(json.dumps(plain, default=lambda v: getattr(v, "__qualname__", str(v))))
 
     def start(self, folder: Path, *opts: str, resume: bool = False) -> Any:
-        """Runs it in a folder; whatever another run left there is replaced, unless ``resume``."""
-        place = [f"train.output_dir={folder}", "train.overwrite=True"]
+        """Runs it in a folder, with overrides that say how and not what."""
+        opts = [*self.opts, *opts, f"train.output_dir={folder}"]
+        config = str(self.config)
         return self.main(
-            argparse.Namespace(
-                config_file=str(self.config),
-                opts=[*self.opts, *opts, *place],
-                resume=resume,
-                eval_only=False,
-            )
+            argparse.Namespace(config_file=config, opts=opts, resume=resume, eval_only=False)
         )
 
 
@@ -152,9 +155,12 @@ def in_cell(name: str) -> Iterator[None]:
 
 
 def _check(cfg: DictConfig) -> None:
-    for section in ("pretrain", "downstream", "cells", "budget", "run"):
-        if not isinstance(cfg.get(section), DictConfig) or not cfg[section]:
-            raise UserError(f"the config has no section {section}; see configs/ablation/")
+    for section, keys in _SECTIONS.items():
+        there = set(cfg.get(section) or ())  # also what is "???"
+        missing = [key for key in keys if key not in there]
+        if missing or not there:
+            name = ".".join([section, *missing[:1]])
+            raise UserError(f"the config has no {name}; see configs/ablation/")
     check_settings(cfg, _RULES)
     given = [key for key in ("epochs", "images", "minutes") if cfg.budget[key] is not None]
     if len(given) != 1:
@@ -165,26 +171,32 @@ def _check(cfg: DictConfig) -> None:
     seeds = cfg.run.seeds
     if not isinstance(seeds, ListConfig) or not seeds or not all(map(whole(0).holds, seeds)):
         raise UserError(f"run.seeds={seeds} must be a list of whole numbers such as [0,1,2]")
-    for name, settings in cfg.cells.items():
+    for name, cell in cfg.cells.items():
         if not re.fullmatch(r"[\w.+-]+", str(name)):
             raise UserError(f"cells: {name!r} is no name of letters, digits and .+-_")
-        known = {"": {"pretrain", "downstream", "x"}}
-        known |= {"pretrain": {"config", "overrides"}}
-        known |= {"downstream": {"config", "overrides", "metric"}}
-        for part, keys in known.items():
-            wrong = set((settings.get(part) if part else settings) or {}) - keys
-            if wrong:
-                where = f"cells.{name}.{part}".rstrip(".")
-                raise UserError(
-                    f"{where} has no setting {min(wrong)!r}; it has {', '.join(sorted(keys))}"
-                )
+        _check_keys(cell, f"cells.{name}", {"pretrain", "downstream", "x"})
+        if cell.get("pretrain") is not None:
+            _check_keys(cell.pretrain, f"cells.{name}.pretrain", {"config", "overrides"})
+        if "downstream" in cell:
+            keys = {"config", "overrides", "metric"}
+            _check_keys(cell.downstream, f"cells.{name}.downstream", keys)
+
+
+def _check_keys(settings, name: str, known: set[str]) -> None:
+    wrong = set(settings) - known if isinstance(settings, DictConfig) else {str(settings)}
+    if wrong:
+        raise UserError(f"{name} has no setting {min(wrong)!r}; it has {', '.join(sorted(known))}")
 
 
 def _make_run(stage: str, common: DictConfig, own: DictConfig, section: str) -> Run:
     """What all cells have in common, then what is the cell's own."""
     main, recipes = STAGES[stage]
     config = find_config(own.get("config", common.config), recipes)
-    opts = [*common.overrides, *_data_opts(common, section), *own.get("overrides", [])]
+    overrides = common.overrides, own.get("overrides", [])
+    for some in overrides:
+        if not isinstance(some, ListConfig | list):
+            raise UserError(f"{section}.overrides={some} must be a list such as ['train.epochs=5']")
+    opts = [*overrides[0], *_data_opts(common, section), *overrides[1]]
     return Run(main, config, tuple(opts))
 
 
@@ -247,8 +259,9 @@ def _seconds_per_step(run: Run, steps: int, iters_per_epoch: int, folder: Path) 
         return record["seconds_per_step"]
     scratch = folder / "calibration"
     epochs = _epochs(_UNTIMED_STEPS + steps, iters_per_epoch)
-    length = [f"train.epochs={epochs!r}", "train.warmup_epochs=0", "train.picture_epochs=0"]
-    run.start(scratch, *length, "train.log_period=1", "train.probe.path=")
+    length = [f"train.epochs={epochs!r}", "train.warmup_epochs=0"]
+    only = ["train.picture_epochs=0", "train.probe.path=", "train.log_period=1"]
+    run.start(scratch, *length, *only, "train.overwrite=True")
     metrics = engine.read_metrics(scratch / "metrics.json")
     times = [line["time"] for line in metrics if line["iteration"] >= _UNTIMED_STEPS]
     record = {"seconds_per_step": sum(times) / len(times), "steps": steps, "settings": settings}

@@ -57,8 +57,9 @@ def colours(tmp_path):
 
 
 @pytest.fixture
-def ablate(tmp_path, colours):
+def ablate(tmp_path, colours, monkeypatch):
     """Runs the command on a config of these cells; ``output`` is a folder's name."""
+    monkeypatch.setattr(engine, "plot_training", lambda *_: None)  # half of the time, else
 
     def run(cells, output, *opts, stage=None):
         settings = {
@@ -171,8 +172,20 @@ def test_changed_settings_of_a_finished_cell_are_refused(ablate, tmp_path, monke
         interrupt(patch, 1)
         with pytest.raises(SystemExit):
             ablate({"lomar": {}}, "begun")
+    fewer = {"lomar": {"pretrain": {"overrides": ["model.num_windows=1"]}}}
     with pytest.raises(UserError, match="lomar/seed0.*pretrain.*model.num_windows was 2"):
-        ablate({"lomar": {"pretrain": {"overrides": ["model.num_windows=1"]}}}, "begun")
+        ablate(fewer, "begun")
+    for path in (tmp_path / "begun").rglob("model_*.pth"):
+        path.unlink()  # killed before its first checkpoint: there is nothing to mix
+    assert ablate(fewer, "begun")[0]["pretrain"]["settings"]["model"]["num_windows"] == 1
+    metrics = tmp_path / "begun" / "lomar" / "seed0" / "pretrain" / "metrics.json"
+    assert [json.loads(line)["iteration"] for line in metrics.read_text().splitlines()] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 def test_minutes_give_each_cell_the_same_time(ablate, tmp_path, monkeypatch, capsys):
@@ -218,7 +231,9 @@ def test_a_detector_downstream(ablate, drawn_set, monkeypatch):
         ({"a": {"pretrian": None}}, [], "cells.a has no setting 'pretrian'"),
         ({"a": {"pretrain": {"opts": []}}}, [], "cells.a.pretrain has no setting 'opts'"),
         ({"a/b": {}}, [], "'a/b' is no name"),
-        ({}, [], "no section cells"),
+        ({}, [], "no cells"),
+        ({"a": None}, [], "cells.a has no setting 'None'"),
+        ({"a": {}}, ["pretrain.overrides=3"], "cell a: pretrain.overrides=3 must be a list"),
         ({"a": {"pretrain": {"config": "lomar_vit_x"}}}, [], "cell a: .*lomar_vit_x; recipes: "),
         ({"a": {"downstream": {"overrides": ["model.dpeth=1"]}}}, [], "cell a: .*'model.dpeth'"),
         ({"a": {}}, ["budget.epochs=3"], "epochs and images: give one of"),
