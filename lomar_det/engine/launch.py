@@ -100,13 +100,18 @@ def setup_run(cfg: DictConfig) -> torch.device:
     device = pick_device(cfg.train.device)
     resolve_precision(cfg.train.precision, device)  # refuses what the device cannot do
     cfg.train.device = str(device)
+    logger.info("Command: %s", shlex.join(sys.argv))
+    logger.info("%s", describe_machine(device))
+    logger.info("Output: %s", output_dir)
+    return device
+
+
+def describe_machine(device: torch.device) -> str:
+    """What a measurement depends on: versions of Python and torch, GPUs in use, CPU cores."""
     hardware = f"{os.cpu_count()} CPU cores"
     if device.type == "cuda":
         hardware = f"{comm.get_world_size()} x {torch.cuda.get_device_name(device)}, {hardware}"
-    logger.info("Command: %s", shlex.join(sys.argv))
-    logger.info("Python %s, torch %s, %s", platform.python_version(), torch.__version__, hardware)
-    logger.info("Output: %s", output_dir)
-    return device
+    return f"Python {platform.python_version()}, torch {torch.__version__}, {hardware}"
 
 
 def save_config(cfg: DictConfig, name: str = "config.yaml") -> None:
