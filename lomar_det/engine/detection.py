@@ -18,6 +18,7 @@ from torch import nn
 from ..checkpoint import load_weights, read_state_dict
 from ..data import configure_data
 from ..data.classes import ClassNames, check_class_names, dataset_classes
+from ..data.loader import instantiate_data
 from ..data.setup import switch_masks_off
 from ..errors import UserError
 from ..stream import seed_everything
@@ -83,7 +84,7 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict:
         return {}
     device = torch.device(cfg.train.device)
     with autocast(device, resolve_precision(cfg.train.precision, device)):
-        results = inference_on_dataset(model, _instantiate_data(cfg.dataloader.test), evaluator)
+        results = inference_on_dataset(model, instantiate_data(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
         write_results(results, Path(cfg.train.output_dir, "metrics_test.json"))
@@ -95,7 +96,7 @@ def _build_evaluator(cfg: DictConfig) -> DatasetEvaluator | None:
     if settings is None:
         return None
     settings.output_dir = str(Path(cfg.train.output_dir, "inference"))
-    return _instantiate_data(settings)
+    return instantiate_data(settings)
 
 
 def write_results(results: dict, path: Path) -> None:
@@ -158,20 +159,7 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
     cfg.dataloader.train.seed = cfg.train.seed
     cfg.dataloader.train.start_iter = start_iter
     cfg.dataloader.train.accumulation_steps = cfg.train.accumulation_steps
-    trainer.data_loader = _instantiate_data(cfg.dataloader.train)
+    trainer.data_loader = instantiate_data(cfg.dataloader.train)
     save_config(full_config)
     trainer.train(start_iter, cfg.train.max_iter)
     return results
-
-
-def _instantiate_data(cfg: DictConfig):
-    try:
-        return instantiate(cfg)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename} does not exist: COCO is looked for in the folder that the "
-            "environment variable DETECTRON2_DATASETS names; for data of your own, use a config "
-            "of configs/custom"
-        ) from None
-    except TypeError as error:  # a setting that the loader or the evaluator does not have
-        raise UserError(f"dataloader: {error}") from error
