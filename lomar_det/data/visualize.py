@@ -14,6 +14,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from ..pictures import distinct_color, draw_objects
 from .classes import dataset_classes
+from .loader import instantiate_data
 from .setup import configure_data
 
 
@@ -41,10 +42,10 @@ def visualize_detection_data(
     if annotations_only:
         loader.mapper.augmentations, loader.mapper.recompute_boxes = [], False
         mapper = instantiate(loader.mapper)
-        samples = map(mapper, instantiate(loader.dataset))
+        samples = map(mapper, instantiate_data(loader.dataset))
     else:
         loader.total_batch_size, loader.num_workers, loader.seed = 1, 0, cfg.train.seed
-        samples = (batch[0] for batch in instantiate(loader))
+        samples = (batch[0] for batch in instantiate_data(loader))
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     paths = []

@@ -18,6 +18,7 @@ from torch import nn
 from ..checkpoint import load_weights
 from ..data import configure_data
 from ..data.classes import dataset_classes
+from ..data.loader import instantiate_data
 from ..errors import UserError
 from ..inference import load_detector
 from ..settings import FLAG, RUN_RULES, check_settings, number, one_of, pair, whole
@@ -98,7 +99,7 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict:
         return {}
     device = torch.device(cfg.train.device)
     with autocast(device, resolve_precision(cfg.train.precision, device)):
-        results = inference_on_dataset(model, _instantiate_data(cfg.dataloader.test), evaluator)
+        results = inference_on_dataset(model, instantiate_data(cfg.dataloader.test), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
         write_results(results, Path(cfg.train.output_dir, "metrics_test.json"))
@@ -110,7 +111,7 @@ def _build_evaluator(cfg: DictConfig) -> DatasetEvaluator | None:
     if settings is None:
         return None
     settings.output_dir = str(Path(cfg.train.output_dir, "inference"))
-    return _instantiate_data(settings)
+    return instantiate_data(settings)
 
 
 def write_results(results: dict, path: Path) -> None:
@@ -166,7 +167,7 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
     cfg.dataloader.train.seed = cfg.train.seed
     cfg.dataloader.train.start_iter = start_iter
     cfg.dataloader.train.accumulation_steps = accumulation_steps
-    trainer.data_loader = _instantiate_data(cfg.dataloader.train)
+    trainer.data_loader = instantiate_data(cfg.dataloader.train)
     if not resume:
         delete_old_run(cfg.train)
     save_run_config(full_config)
@@ -180,16 +181,3 @@ def _init_weights(cfg: DictConfig, model: nn.Module) -> None:
         logger.warning("train.init_checkpoint is empty: training from random weights")
         return
     load_weights(model, path)
-
-
-def _instantiate_data(cfg: DictConfig):
-    try:
-        return instantiate(cfg)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename} does not exist: COCO is looked for in the folder that the "
-            "environment variable DETECTRON2_DATASETS names; for data of your own, use a config "
-            "of configs/custom"
-        ) from None
-    except TypeError as error:  # a setting that the loader or the evaluator does not have
-        raise UserError(f"dataloader: {error}") from error
