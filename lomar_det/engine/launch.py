@@ -179,6 +179,11 @@ def _start_processes(main: Callable, args: argparse.Namespace) -> None:
         raise UserError(
             f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}"
         )
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise UserError(
+            "--num-machines needs --dist-url tcp://HOST:PORT, a free port of the machine of "
+            "--machine-rank 0, the same on all machines"
+        )
 
     def pass_on(number: int, _frame) -> None:
         for process in multiprocessing.active_children():

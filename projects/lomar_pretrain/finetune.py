@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lomar_det.checkpoint import load_encoder_weights, read_state_dict
+from lomar_det.data.classes import check_class_names
 from lomar_det.engine import (
     BestModel,
     Checkpointer,
@@ -110,7 +111,7 @@ def main(args: argparse.Namespace) -> dict:
     if cfg.train.knn:
         return evaluate_knn(cfg, model, LabelledPictures(train_samples, val_set.transform), val_set)
     if args.eval_only:
-        return evaluate_checkpoint(cfg, model, val_set)
+        return evaluate_checkpoint(cfg, model, val_set, classes)
     transform = train_transform(model.img_size, cfg.data.augmentation)
     train_set = LabelledPictures(train_samples, transform)
     return train(cfg, model, train_set, val_set, classes, args.resume)
@@ -191,12 +192,15 @@ def init_encoder(cfg: DictConfig, model: nn.Module) -> None:
         logger.warning("train.init_checkpoint is empty: the encoder has random weights")
 
 
-def evaluate_checkpoint(cfg: DictConfig, model: nn.Module, val_set: LabelledPictures) -> dict:
+def evaluate_checkpoint(
+    cfg: DictConfig, model: nn.Module, val_set: LabelledPictures, classes: list[str]
+) -> dict:
     """Accuracy of ``train.init_checkpoint``, which must hold the whole classifier."""
     path, own = cfg.train.init_checkpoint, model.state_dict()
     if not path:
         raise UserError("--eval-only needs weights: train.init_checkpoint=FILE")
-    tensors, _ = read_state_dict(path)
+    tensors, meta = read_state_dict(path)
+    check_class_names(meta.get("classes"), classes, path)
     differ = [
         n for n, own_value in own.items() if n not in tensors or tensors[n].shape != own_value.shape
     ]

@@ -84,6 +84,12 @@ def buried(cause):
     return error
 
 
+def test_several_machines_must_be_told_where_to_meet(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_tool(lambda args: None, arguments("--num-machines", "2"))
+    assert stop.value.code == 2 and "--dist-url tcp://HOST:PORT" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "error, code, words",
     [
