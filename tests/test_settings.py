@@ -72,6 +72,7 @@ def test_the_first_bad_setting_is_named_with_its_rule():
         "optimizer.params.lr_decay_rate=0",
         "train.lr_batch_size=0",
         "optimizer.betas=[0.9,1.5]",
+        "dataloader.train.mapper.image_format=BGR",
         "lr_multiplier.warmup_iters=-1",
         "dataloader.train.total_batch_size=0",
         "dataloader.test.num_workers=-1",

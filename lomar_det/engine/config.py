@@ -36,6 +36,11 @@ def load_config(path: str | Path, overrides: list[str]) -> DictConfig:
         cfg = LazyConfig.load(str(path))
     except SyntaxError as error:
         raise UserError(f"{path} is not valid Python: {error}") from None
+    except Exception as error:  # a config is a program: it fails with anything
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(
+            f"{path} cannot be loaded ({what}); where it happened: set LOMAR_DEBUG=1"
+        ) from error
     for override in overrides:
         key, separator, _ = override.partition("=")
         if not separator:
@@ -46,6 +51,26 @@ def load_config(path: str | Path, overrides: list[str]) -> DictConfig:
         except (HydraException, OmegaConfBaseException, ValueError, KeyError, TypeError) as error:
             raise UserError(f"the override {override!r} cannot be applied: {error}") from None
     return cfg
+
+
+def require_sections(cfg: DictConfig, path: str | Path, folder: str, *names: str) -> None:
+    """Refuses a config of another stage.
+
+    Args:
+        cfg: The config, read from ``path``.
+        folder: Where configs for this tool lie, in ``configs/``.
+        names: Sections or settings that it must have, as ``data.crop_scale``.
+
+    Raises:
+        UserError: it lacks one.
+    """
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        section = OmegaConf.select(cfg, parent) if parent else cfg
+        if not (isinstance(section, DictConfig) and leaf in set(section)):
+            raise UserError(
+                f"{path} is no config for this tool: it has no {name}; see configs/{folder}"
+            )
 
 
 def set_option(cfg: DictConfig, key: str, value, path: str | Path) -> None:
@@ -107,7 +132,7 @@ def build_model(cfg: DictConfig) -> nn.Module:
     """Instantiates ``cfg.model``; what the model says of a wrong setting becomes a `UserError`."""
     try:
         return instantiate(cfg.model)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise UserError(f"model: {error}") from error
 
 

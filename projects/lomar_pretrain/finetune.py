@@ -32,7 +32,7 @@ from lomar_det.engine import (
     setup_run,
     standard_hooks,
 )
-from lomar_det.engine.config import build_model, load_config
+from lomar_det.engine.config import build_model, load_config, require_sections
 from lomar_det.engine.detection import write_results
 from lomar_det.errors import UserError
 from lomar_det.settings import RUN_RULES, check_settings, number, one_of, pair, whole
@@ -86,6 +86,8 @@ def main(args: argparse.Namespace) -> dict:
         UserError: anything the user can mend.
     """
     cfg = load_config(args.config_file, args.opts)
+    needed = "model", "data.augmentation", "train.warmup_epochs", "train.output_dir"
+    require_sections(cfg, args.config_file, "imagenet", *needed)
     if OmegaConf.is_missing(cfg.data, "path"):
         raise UserError("data.path is not set: give the folder of your class folders")
     check_settings(cfg, _RULES)

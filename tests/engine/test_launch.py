@@ -90,6 +90,11 @@ def buried(cause):
         (UserError("train.seed=x"), 2, "error: train.seed=x"),
         (OSError(errno.ENOSPC, "No space left"), 2, "No space left; free disk space"),
         (buried(OSError(errno.EFBIG, "File too large")), 2, "File too large; free disk space"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            2,
+            "is killed by signal: Killed. Most often the machine ran out of memory",
+        ),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
