@@ -59,6 +59,7 @@ def test_the_first_bad_setting_is_named_with_its_rule():
         "train.precision=fp8",
         "train.checkpointer.period=0",
         "train.device=null",
+        "train.seed=4294967296",
         "train.output_dir=2024",
         "train.init_checkpoint=[]",
         "train.ddp.find_unused_parameters=maybe",

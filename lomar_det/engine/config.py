@@ -9,7 +9,7 @@ from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from torch import nn
 
 from ..errors import UserError
@@ -50,6 +50,10 @@ def load_config(path: str | Path, overrides: list[str]) -> DictConfig:
             _apply(cfg, override)
         except (HydraException, OmegaConfBaseException, ValueError, KeyError, TypeError) as error:
             raise UserError(f"the override {override!r} cannot be applied: {error}") from None
+    try:
+        OmegaConf.to_container(cfg, resolve=True)
+    except InterpolationResolutionError as error:  # its first line says what, the others where
+        raise UserError(f"{path}, with overrides: {str(error).splitlines()[0]}") from None
     return cfg
 
 

@@ -20,7 +20,7 @@ from ..data import configure_data
 from ..data.classes import dataset_classes
 from ..errors import UserError
 from ..inference import load_detector
-from ..settings import FLAG, RUN_RULES, check_settings, number, one_of, pair, whole
+from ..settings import FLAG, RUN_RULES, TEXT, check_settings, number, one_of, pair, whole
 from ..stream import count_accumulation_steps, seed_everything
 from .best import BestModel
 from .checkpointer import Checkpointer, check_output_dir, delete_old_run
@@ -39,6 +39,7 @@ _RULES = RUN_RULES | {
     "train.epochs": number("(0, inf)") | one_of(None),
     "train.lr_batch_size": whole(1) | one_of(None),
     "train.eval_period": whole(0),
+    "train.checkpointer.best_metric": TEXT | one_of(None),
     "train.checkpointer.period": whole(1),
     "train.checkpointer.max_to_keep": whole(1) | one_of(None),
     "train.checkpointer.milestone_period": whole(1) | one_of(None),

@@ -61,7 +61,9 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
-        raise UserError(f"train.device={name} is not one of auto, cuda, cpu") from None
+        device = None
+    if device is None or device.type not in ("cuda", "cpu"):
+        raise UserError(f"train.device={name} is not one of auto, cuda, cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"train.device={name}, but torch sees no GPU; use train.device=cpu")
     return device

@@ -35,7 +35,7 @@ from lomar_det.engine import (
 from lomar_det.engine.config import build_model, load_config, require_sections
 from lomar_det.engine.detection import write_results
 from lomar_det.errors import UserError
-from lomar_det.settings import RUN_RULES, check_settings, number, one_of, pair, whole
+from lomar_det.settings import RUN_RULES, TEXT, check_settings, number, one_of, pair, whole
 from lomar_det.stream import (
     SeededDataset,
     count_accumulation_steps,
@@ -62,6 +62,10 @@ _RULES = RUN_RULES | {
     "data.num_workers": whole(0),
     "data.crop_pct": number("(0, 1]"),
     "data.augmentation.scale": pair(number("(0, 1]"), ascending=True),
+    "data.augmentation.hflip": number("[0, 1]"),
+    "data.augmentation.re_prob": number("[0, 1]") | one_of(None),
+    "train.optimizer": TEXT,
+    "train.best_metric": TEXT | one_of(None),
     "train.epochs": number("(0, inf)"),
     "train.warmup_epochs": number("[0, inf)"),
     "train.base_lr": number("(0, inf)"),
@@ -76,6 +80,7 @@ _RULES = RUN_RULES | {
     "train.eval_epochs": number("[0, inf)"),
     "train.checkpoint_epochs": number("(0, inf)"),
     "train.max_to_keep": whole(1) | one_of(None),
+    "train.milestone_epochs": number("(0, inf)") | one_of(None),
 }
 
 

@@ -38,6 +38,12 @@ def test_prediction_needs_a_detector():
         Predictor(ROOT / "configs" / PRETRAIN, "detector.pth")
 
 
+@pytest.mark.parametrize("value", ["${train.nope}", "${train.epochs}"])
+def test_a_reference_to_nothing(value):
+    with pytest.raises(UserError, match=f"{PRETRAIN}, with overrides: .*nterpolation"):
+        load_config(ROOT / "configs" / PRETRAIN, [f"train.epochs={value}"])
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
