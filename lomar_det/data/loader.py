@@ -2,13 +2,10 @@
 
 from collections.abc import Callable
 
-from detectron2.config import instantiate
 from detectron2.data import DatasetFromList
 from detectron2.data.build import trivial_batch_collator
-from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
-from ..errors import UserError
 from ..stream import SeededDataset, stream_loader
 
 
@@ -42,17 +39,3 @@ def build_train_loader(
         num_workers,
         collate_fn=trivial_batch_collator,
     )
-
-
-def instantiate_data(cfg: DictConfig):
-    """A loader, dataset or evaluator of a config; what a user can mend becomes a `UserError`."""
-    try:
-        return instantiate(cfg)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename} does not exist: COCO is looked for in the folder that the "
-            "environment variable DETECTRON2_DATASETS names; for data of your own, use a config "
-            "of configs/custom"
-        ) from None
-    except TypeError as error:  # a setting that the loader or the evaluator does not have
-        raise UserError(f"dataloader: {error}") from error

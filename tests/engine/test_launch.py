@@ -96,6 +96,11 @@ def test_several_machines_must_be_told_where_to_meet(capsys):
         (UserError("train.seed=x"), 2, "error: train.seed=x"),
         (OSError(errno.ENOSPC, "No space left"), 2, "No space left; free disk space"),
         (buried(OSError(errno.EFBIG, "File too large")), 2, "File too large; free disk space"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            2,
+            "is killed by signal: Killed. Most often the machine ran out of memory",
+        ),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
