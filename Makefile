@@ -9,6 +9,8 @@ SETUP_FILES := requirements.txt requirements-dev.txt requirements-detectron2.txt
 # The interpreter to build .venv with; only used where .venv has to be made.
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# Two at a time, each in one thread: what two cores like best.
+PYTEST_WORKERS ?= 2
 DEMO_ARGS ?=
 
 .PHONY: help setup demo test lint format clean FORCE
@@ -23,7 +25,7 @@ help:
 	@echo "make clean    remove caches and build products (keeps .venv and output)"
 	@echo
 	@echo "make PYTHON=python3.12 TARGET   use that interpreter (3.11 or newer) for .venv"
-	@echo "make test PYTEST_ARGS='-k irpe -n 2'   hand arguments to pytest; demo: DEMO_ARGS"
+	@echo "make test PYTEST_ARGS='-k irpe'   hand arguments to pytest; demo: DEMO_ARGS"
 
 # The stamp holds the checkout's folder: a .venv that was copied along with a checkout still
 # points to the old one.
@@ -56,7 +58,7 @@ lint: $(STAMP)
 	$(PY) -m ruff format --check .
 
 test: lint
-	$(PY) -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m "not slow and not gpu" $(PYTEST_ARGS)
 
 format: $(STAMP)
 	$(PY) -m ruff check --fix .

@@ -67,11 +67,15 @@ def pair(rule: Rule, ascending: bool = False) -> Rule:
 
 
 FLAG = Rule("True or False", lambda value: isinstance(value, bool))
+TEXT = Rule("text (a number as \"'5'\")", lambda value: isinstance(value, str))
 
 # Of the ``train`` section that every run has: `configs/common/run.py`.
 RUN_RULES = {
+    "train.output_dir": TEXT | one_of(None),  # which is then said to be empty
+    "train.init_checkpoint": TEXT | one_of(None),
+    "train.device": TEXT,
     "train.precision": one_of("auto", "bf16", "fp16", "fp32"),
-    "train.seed": whole(0),
+    "train.seed": Rule("a whole number from 0 to 2**32 - 1", lambda v: v in range(2**32)),
     "train.accumulation_steps": whole(1) | one_of("auto"),
     "train.max_batch_per_gpu": whole(1),
     "train.clip_grad_norm": number("[0, inf)") | one_of(None),
@@ -80,6 +84,8 @@ RUN_RULES = {
     "train.max_skipped_steps": whole(0),
     "train.overwrite": FLAG,
     "train.log_period": whole(1),
+    "train.ddp.broadcast_buffers": FLAG,
+    "train.ddp.find_unused_parameters": FLAG,
 }
 
 

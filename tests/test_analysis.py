@@ -1,6 +1,7 @@
 """FLOPs against closed formulas; what the tool prints."""
 
 import argparse
+import runpy
 
 import pytest
 import torch
@@ -91,3 +92,11 @@ def test_tables_of_a_detector_and_of_pretraining(capsys):
     with pytest.raises(UserError, match="--input-size 100 96.*112x96"):
         run(detector, input_size=[100, 96])
     assert run("pretrain/lomar_vit_tiny.py", *TINY_PRETRAIN)["blocks"].flops > 0
+
+
+def test_the_command_takes_size_and_settings(monkeypatch, capsys):
+    config = ROOT / "configs" / "pretrain" / "lomar_vit_tiny.py"
+    arguments = ["--config-file", str(config), "--input-size", "80", "64", *TINY_PRETRAIN]
+    monkeypatch.setattr("sys.argv", ["analyze_model.py", *arguments])
+    runpy.run_path(str(ROOT / "tools" / "analyze_model.py"), run_name="__main__")
+    assert "one picture of 80 x 64 pixels" in capsys.readouterr().out

@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import re
 
+import numpy as np
 import pytest
 import torch
-from common import ROOT, TINY_DETECTOR
+from common import ROOT, TINY_DETECTOR, draw_instances
 
 import lomar_det.export
 from lomar_det.engine.config import build_model, load_config
@@ -65,6 +67,7 @@ def test_torch_export_serves_all_sizes(tmp_path):
             torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_onnx_serves_all_sizes(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     model, path, _ = run(tmp_path, "onnx")
@@ -96,7 +99,9 @@ def detect(model, image, threshold):
 
 
 @pytest.mark.parametrize("kind", ["torchscript", "onnx_detector"])
-@pytest.mark.parametrize("opts", [[], BASELINE], ids=["irpe", "decomposed"])
+@pytest.mark.parametrize(
+    "opts", [[], pytest.param(BASELINE, marks=pytest.mark.slow)], ids=["irpe", "decomposed"]
+)
 def test_the_whole_detector_serves_all_sizes(tmp_path, kind, opts):
     model, path, description = run(tmp_path, kind, *opts)
     names = description["outputs"]
@@ -165,3 +170,28 @@ def test_differences_are_relative_and_wrong_shapes_infinite():
     a = torch.tensor([1.0, -4.0])
     assert difference([(a, a + 0.4), (a[:0], a[:0])]) == pytest.approx(0.1)
     assert difference([(a, a[:1])]) == difference([(a, a * float("nan"))]) == float("inf")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_snippets_of_the_documentation_run(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    for kind in lomar_det.export.FORMATS:
+        run(tmp_path, kind)
+    (tmp_path / "out").rename(tmp_path / "exported")
+    draw_instances(tmp_path / "pictures", num_images=1)
+    (tmp_path / "pictures" / "000.png").rename(tmp_path / "picture.jpg")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "export.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    capsys.readouterr()
+    names = {}
+    exec(blocks[0].replace("0.5))))", "0.3))))"), names)  # an untrained detector is not sure
+    found = names["outputs"]
+    assert capsys.readouterr().out.splitlines()[0].split()[0] in {"a", "b", "c"}
+    assert names["mask"].dtype == bool and len(found["scores"]) > 0
+    exec(blocks[1].replace("0.5", "0.3"), names)
+    np.testing.assert_allclose(names["outputs"]["scores"], found["scores"], rtol=1e-3)
+    exec(blocks[2], names)
+    for feature, level in zip(names["features"].values(), names["levels"], strict=True):
+        np.testing.assert_allclose(feature.detach(), level, rtol=1e-2, atol=1e-3)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import runpy
 
 import numpy as np
 import pycocotools.mask as coco_mask
@@ -155,11 +156,13 @@ def categories_of(cfg_opts=(), num_classes=2, names=None, file=None):
     return find_categories(load_config(CONFIG, list(cfg_opts)), num_classes, names, file)
 
 
-def test_where_class_names_come_from(drawn_set, tmp_path):
+def test_where_class_names_come_from(drawn_set, tmp_path, lomar_log):
     annotations = f"data.train.annotations={drawn_set[0]}"
     known = [{"id": 3, "name": "disc"}, {"id": 7, "name": "square"}]
     assert categories_of([annotations]) == known
     assert categories_of(["data.val.annotations=gone.json"])[0]["name"] == "class 1"
+    assert categories_of([annotations], num_classes=3)[2]["name"] == "class 3"
+    assert "has 2 classes, the checkpoint 3" in lomar_log.text
     # the checkpoint's names win; ids are those of annotations with the same names
     assert categories_of([annotations], names=["a", "b"])[1] == {"id": 2, "name": "b"}
     assert categories_of([annotations], names=["disc", "square"]) == known
@@ -244,6 +247,29 @@ def test_demo_refuses_unusable_folders(tmp_path, detector):
     ]:
         with pytest.raises(UserError, match=words):
             run_demo([inputs], tmp_path / output, detector)
+
+
+def run_tool(name, monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", [name, "--config-file", str(CONFIG), *map(str, arguments)])
+    runpy.run_path(str(ROOT / "tools" / name), run_name="__main__")
+
+
+def test_demo_as_a_command(tmp_path, detector, monkeypatch, capsys):
+    """Settings may follow the pictures; a broken one gives exit code 1, a wrong option 2."""
+    draw_instances(tmp_path / "in", num_images=2)
+    (tmp_path / "in" / "001.png").write_bytes(b"not a picture")
+    pictures = [tmp_path / "in" / "000.png", tmp_path / "in" / "001.png"]
+    settings = [*TINY_DETECTOR, f"train.init_checkpoint={detector}"]
+    arguments = ["--output", tmp_path / "out", "--confidence-threshold", 0, "--input", *pictures]
+    run_tool("demo.py", monkeypatch, *arguments[:-1], *settings)
+    assert (tmp_path / "out" / "000.png").is_file()
+    with pytest.raises(SystemExit, match="1"):
+        run_tool("demo.py", monkeypatch, *arguments, *settings)
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        run_tool("demo.py", monkeypatch, *arguments, *settings, "--tile-size", "-5")
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and "tile size (-5)" in errors[0]
 
 
 def test_drawings_show_boxes_masks_and_labels():

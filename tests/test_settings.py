@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from lomar_det.engine import detection
 from lomar_det.errors import UserError
-from lomar_det.settings import FLAG, check_settings, number, one_of, pair, whole
+from lomar_det.settings import FLAG, TEXT, check_settings, number, one_of, pair, whole
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,7 @@ from lomar_det.settings import FLAG, check_settings, number, one_of, pair, whole
         (whole(1) | one_of("auto"), [1, "auto"], [0, "all", None]),
         (pair(number("[0, 1)")), [[0.9, 0.5], (0, 0)], [[0.9], [0.9, 1], 0.9, "ab", [1, 2, 3]]),
         (pair(number("(0, 1]"), ascending=True), [[0.2, 1], [1, 1]], [[1, 0.2], [0, 1]]),
+        (TEXT, ["", "a"], [None, 5, ["a"]]),
         (FLAG, [True, False], [0, 1, "True", None]),
     ],
 )
@@ -57,11 +58,22 @@ def test_the_first_bad_setting_is_named_with_its_rule():
         "train.clip_grad_norm=-1",
         "train.precision=fp8",
         "train.checkpointer.period=0",
+        "train.device=null",
+        "train.seed=4294967296",
+        "train.output_dir=2024",
+        "train.init_checkpoint=[]",
+        "train.ddp.find_unused_parameters=maybe",
         "data.image_size=0",
+        "data.min_scale=nan",
+        "data.max_scale=wide",
+        "data.filter_empty=5",
         "optimizer.lr=0",
         "optimizer.lr=fast",
         "optimizer.weight_decay=-1",
+        "optimizer.params.lr_decay_rate=0",
+        "train.lr_batch_size=0",
         "optimizer.betas=[0.9,1.5]",
+        "dataloader.train.mapper.image_format=BGR",
         "lr_multiplier.warmup_iters=-1",
         "dataloader.train.total_batch_size=0",
         "dataloader.test.num_workers=-1",

@@ -1,6 +1,6 @@
-"""Measures speed on this machine.
+"""Measures speed on this machine: prints a table, and writes it as JSON.
 
-python tools/benchmark.py attention [--device cpu] [--tiny] [--json OUT]
+python tools/benchmark.py {attention,pretrain,loader,detection} [--device cpu] [--tiny] [--json OUT]
 """
 
 import argparse
@@ -10,19 +10,50 @@ from pathlib import Path
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C at any time: no traceback
 
-from lomar_det.benchmarks import benchmark_attention, format_table
-from lomar_det.engine import pick_device
+from lomar_det.benchmarks import benchmark_attention, format_rows, format_table
+from lomar_det.benchmarks.detection import COLUMNS, benchmark_detection
+from lomar_det.engine import pick_device, run_tool
+from lomar_pretrain.benchmarks import (
+    LOADER_COLUMNS,
+    STEP_COLUMNS,
+    benchmark_loader,
+    benchmark_pretrain,
+)
+
+
+def main(args: argparse.Namespace) -> None:
+    device = pick_device(args.device)
+    if args.what == "attention":
+        result = benchmark_attention(device, args.tiny)
+        print(format_table(result))
+    elif args.what == "pretrain":
+        result = benchmark_pretrain(device, args.tiny)
+        print(format_rows(result, STEP_COLUMNS))
+    elif args.what == "loader":
+        result = benchmark_loader(args.num_workers, args.images_per_second, args.tiny)
+        print(format_rows(result, LOADER_COLUMNS))
+    else:
+        result = benchmark_detection(device, args.tiny)
+        print(format_rows(result, COLUMNS))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["attention"])
+    parser.add_argument("what", choices=["attention", "pretrain", "loader", "detection"])
     parser.add_argument("--device", default="auto", help="auto, cuda or cpu")
-    parser.add_argument("--tiny", action="store_true", help="one small case")
+    parser.add_argument("--tiny", action="store_true", help="small cases, to see that it runs")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures there")
-    args = parser.parse_args()
-    result = benchmark_attention(pick_device(args.device), args.tiny)
-    print(format_table(result))
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    parser.add_argument("--num-workers", type=int, default=2, help="loader: processes")
+    parser.add_argument(
+        "--images-per-second",
+        type=float,
+        default=0,
+        metavar="N",
+        help="loader: what the step eats, to say how many cores keep it busy",
+    )
+    parser.set_defaults(num_gpus=1, num_machines=1)
+    run_tool(main, parser.parse_args())

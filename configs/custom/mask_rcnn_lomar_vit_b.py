@@ -2,6 +2,8 @@
 
 Give the four ``data`` settings, here or on the command line; classes, names, the mask head (off
 where the annotations have boxes only), detections per image and iterations follow from the files.
+``data.train.annotations`` may be a list, with one folder for all files or one for each.
+`python -m lomar_det.data.check ANNOTATIONS IMAGES` says what is wrong with a set.
 Batch 16 at 1024x1024 goes through four GPUs at once, and through one in four passes.
 """
 

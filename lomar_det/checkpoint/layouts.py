@@ -198,6 +198,8 @@ def _check_values(found: Checkpoint, name: str, value: Tensor) -> None:
             f"{found.path}: {found.names[name]} has the shape {tuple(value.shape)}, and {ndim} "
             "dimensions are usual"
         )
+    if value.is_meta:
+        raise UserError(f"{found.path}: {found.names[name]} has a shape, but no values")
     if not value.is_floating_point() or value.layout != torch.strided:
         raise UserError(
             f"{found.path}: {found.names[name]} is of type {value.dtype}, {value.layout}; "

@@ -8,8 +8,9 @@ from ..errors import UserError
 
 def dataset_classes(dataset: DictConfig) -> list[str]:
     """Names of the classes of ``dataloader.{train,test}.dataset``; empty if nobody knows them."""
-    name = dataset.names if isinstance(dataset.names, str) else dataset.names[0]
-    return list(MetadataCatalog.get(name).get("thing_classes", []))
+    names = dataset.get("names") or []
+    names = [names] if isinstance(names, str) else list(names)
+    return list(MetadataCatalog.get(names[0]).get("thing_classes", [])) if names else []
 
 
 def check_class_names(trained: list[str] | None, given: list[str], checkpoint: str) -> None:

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..images import image_size, load_image
-from ..stream import quiet_worker
+from ..stream import get_world_size, quiet_worker
 from .findings import Findings
 
 
@@ -19,7 +19,7 @@ def check_files(
     decode: bool = False,
     progress: bool = False,
 ) -> None:
-    """Adds what is wrong with the pictures to ``findings``, using all processors.
+    """Adds what is wrong with the pictures to ``findings``, using several processes.
 
     Args:
         entries: ``images`` of a COCO file.
@@ -33,7 +33,7 @@ def check_files(
     loader = DataLoader(
         _Checked(entries, folder, decode),
         batch_size=16,
-        num_workers=min(16, os.cpu_count() or 1) if enough else 0,
+        num_workers=min(16, -(-(os.cpu_count() or 1) // get_world_size())) if enough else 0,
         collate_fn=list,
         worker_init_fn=quiet_worker,
     )

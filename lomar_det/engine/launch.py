@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import logging
 import multiprocessing
 import os
@@ -60,8 +61,10 @@ def pick_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"train.device={name} is not one of auto, cuda, cpu") from None
+    except (RuntimeError, TypeError):
+        device = None
+    if device is None or device.type not in ("cuda", "cpu"):
+        raise UserError(f"train.device={name} is not one of auto, cuda, cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"train.device={name}, but torch sees no GPU; use train.device=cpu")
     return device
@@ -78,7 +81,8 @@ def setup_run(cfg: DictConfig) -> torch.device:
     """
     if not cfg.train.output_dir:
         raise UserError("train.output_dir is empty: name a folder")
-    output_dir = Path(cfg.train.output_dir)
+    output_dir = Path(cfg.train.output_dir).expanduser()  # no shell does it behind a "="
+    cfg.train.output_dir = str(output_dir)
     if comm.is_main_process():
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
@@ -90,18 +94,26 @@ def setup_run(cfg: DictConfig) -> torch.device:
     comm.synchronize()
     for name, abbreviation in _LOGGERS.items():
         _close_handlers(logging.getLogger(name))  # of an earlier run in this process
-        setup_logger(str(output_dir), comm.get_rank(), name=name, abbrev_name=abbreviation)
+        log = setup_logger(str(output_dir), comm.get_rank(), name=name, abbrev_name=abbreviation)
+        for handler in log.handlers:
+            if isinstance(handler.stream, io.TextIOWrapper):  # file names may be of other encodings
+                handler.stream.reconfigure(errors="backslashreplace")
     logging.getLogger("detectron2.engine.train_loop").addFilter(_is_our_defect)
     device = pick_device(cfg.train.device)
     resolve_precision(cfg.train.precision, device)  # refuses what the device cannot do
     cfg.train.device = str(device)
+    logger.info("Command: %s", shlex.join(sys.argv))
+    logger.info("%s", describe_machine(device))
+    logger.info("Output: %s", output_dir)
+    return device
+
+
+def describe_machine(device: torch.device) -> str:
+    """What a measurement depends on: versions of Python and torch, GPUs in use, CPU cores."""
     hardware = f"{os.cpu_count()} CPU cores"
     if device.type == "cuda":
         hardware = f"{comm.get_world_size()} x {torch.cuda.get_device_name(device)}, {hardware}"
-    logger.info("Command: %s", shlex.join(sys.argv))
-    logger.info("Python %s, torch %s, %s", platform.python_version(), torch.__version__, hardware)
-    logger.info("Output: %s", output_dir)
-    return device
+    return f"Python {platform.python_version()}, torch {torch.__version__}, {hardware}"
 
 
 def save_config(cfg: DictConfig, name: str = "config.yaml") -> None:
@@ -116,11 +128,25 @@ _LOGGERS = {"detectron2": "d2", "fvcore": "fvcore", "lomar_det": "lomar", "lomar
 def _is_our_defect(record: logging.LogRecord) -> bool:
     """Log filter: the trainer logs a traceback of every error, also of what a user can mend."""
     error = record.exc_info[1] if record.exc_info else None
-    return error is None or not (isinstance(error, UserError) or _is_full_disk(error))
+    return error is None or _as_user_error(error) is None
 
 
-def _is_full_disk(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+def _as_user_error(error: BaseException | None) -> UserError | None:
+    """What a user can mend, as one line; None for a defect of ours."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(f"{error}; free disk space, then continue with --resume")
+    if not isinstance(error, RuntimeError):
+        return None
+    if str(error).startswith("DataLoader worker (pid"):  # torch's words when one was killed
+        return UserError(
+            f"{str(error).strip(' .')}. Most often the machine ran out of memory: lower "
+            "num_workers (of data, or dataloader.train), or make room, then continue with --resume"
+        )
+    # torch.save buries a full disk under an error of its zip writer
+    cause = error.__context__
+    return _as_user_error(cause) if isinstance(cause, OSError) else None
 
 
 def _close_handlers(logger: logging.Logger) -> None:
@@ -188,16 +214,16 @@ def _start_processes(main: Callable, args: argparse.Namespace) -> None:
 
 def _guarded(main: Callable, args: argparse.Namespace) -> None:
     """Errors as one line; one that all of several processes meet is printed once."""
+    logging.raiseExceptions = False  # a log.txt on a full disk would print a traceback a line
     try:
         main(args)
-    except (UserError, OSError) as error:
-        if _is_full_disk(error):
-            error = UserError(f"{error}; free disk space, then continue with --resume")
-        elif not isinstance(error, UserError):
+    except Exception as error:
+        user_error = _as_user_error(error)
+        if user_error is None:
             raise
         if int(os.environ.get("RANK", comm.get_rank())) > 0:
             time.sleep(5)  # if the main process met it too, all are ended before this one prints
-        sys.exit(report_error(error))
+        sys.exit(report_error(user_error))
 
 
 def _join_torchrun(args: argparse.Namespace) -> None:

@@ -20,8 +20,8 @@ from .safe_pickle import load_numpy_pickle
 def save_atomically(data: Any, path: str | Path) -> None:
     """Writes a file after which either the whole new one is on disk, or the old one as it was.
 
-    A ``.safetensors`` file takes ``{"model": tensors, "meta": plain data}``, others anything that
-    `torch.save` takes.
+    A ``.safetensors`` file takes ``{"model": tensors, "meta": plain data}``, a ``.json`` file plain
+    data, others anything that `torch.save` takes.
     """
     path = Path(path)
     write_atomically(path, lambda file: _write(data, file, path.suffix))
@@ -58,6 +58,8 @@ def _write(data: Any, file: IO[bytes], suffix: str) -> None:
     if suffix == ".safetensors":  # its metadata is text by text
         metadata = {"format": "pt", "meta": json.dumps(data.get("meta", {}))}
         file.write(safetensors.torch.save(data["model"], metadata))
+    elif suffix == ".json":
+        file.write(json.dumps(data, indent=2).encode() + b"\n")
     else:
         torch.save(data, file)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from detectron2.engine import SimpleTrainer, create_ddp_model
+from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from timm.utils import ModelEmaV3
@@ -247,7 +248,19 @@ class Trainer(SimpleTrainer):
             )
 
     def after_train(self) -> None:
-        super().after_train()
+        """Ends the run, also after an error: then nothing is evaluated, and that error is told.
+
+        detectron2's hook would evaluate after one in the last iteration, and what fails besides
+        (writing to the same full disk) would hide it.
+        """
+        if self.iter == self.max_iter:
+            super().after_train()
+        else:
+            self.concurrent_executor.shutdown()
+            for hook in self._hooks:
+                if not isinstance(hook, EvalHook):
+                    with contextlib.suppress(Exception):
+                        hook.after_train()
         # End the loader's workers now: after an error its traceback keeps the iterator alive, and
         # the interpreter's exit would wait for them.
         end_workers = getattr(self._data_loader_iter_obj, "_shutdown_workers", None)

@@ -48,7 +48,7 @@ def writer_hook(settings: DictConfig, max_iter: int) -> WriteMetrics:
         UserError: ``train.wandb`` is set and W&B is not installed, or it is no mapping.
     """
     folder, period = str(settings.output_dir), settings.log_period
-    wandb = import_wandb(settings.wandb) if settings.wandb else None
+    wandb = None if settings.wandb is None else import_wandb(settings.wandb)
 
     def make_writers() -> list[EventWriter]:
         writers = [

@@ -83,21 +83,22 @@ def map_padded_windows(x: Tensor, window_size: int, attend) -> Tensor:
     """
     B, H, W, _ = x.shape
     k = window_size
-    rows, row_valid, row_places = _padded_strips(H, k, x.device)
-    columns, column_valid, column_places = _padded_strips(W, k, x.device)
+    rows, row_valid, row_window, row_place = _padded_strips(H, k, x.device)
+    columns, column_valid, column_window, column_place = _padded_strips(W, k, x.device)
     cells = x[:, rows][:, :, :, columns].transpose(2, 3)  # (B, rows, columns, k, k, C)
     valid = (row_valid[:, None, :, None] & column_valid[None, :, None, :]).expand(cells.shape[:5])
     out = attend(cells.flatten(3, 4).flatten(0, 2), valid.flatten(3, 4).flatten(0, 2))
-    out = out.reshape(B, rows.shape[0], columns.shape[0], k, k, -1).transpose(2, 3)
-    return out.flatten(1, 2)[:, row_places].flatten(2, 3)[:, :, column_places]
+    out = out.reshape(B, rows.shape[0], columns.shape[0], k, k, -1)
+    out = out[:, row_window, :, row_place]  # (H, B, columns, k, C'): torch puts the index first
+    return out[:, :, column_window, column_place].transpose(0, 1)
 
 
-def _padded_strips(size, window_size: int, device) -> tuple[Tensor, Tensor, Tensor]:
+def _padded_strips(size, window_size: int, device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One side of a grid in the windows of `strips`, each in ``window_size`` places.
 
     Returns:
         tokens (windows, k), the token of every place; valid (windows, k), whether it is its own;
-        places (size,), where every token went.
+        window and place (size,), where every token went.
     """
     count = (size + window_size - 1) // window_size
     side = size // count
@@ -109,5 +110,4 @@ def _padded_strips(size, window_size: int, device) -> tuple[Tensor, Tensor, Tens
     valid = tokens < stops[:, None]
     token = torch.arange(size, device=device)
     window = (token[:, None] >= stops).sum(dim=1)
-    places = window * window_size + token - starts[window]
-    return torch.where(valid, tokens, starts[:, None]), valid, places
+    return torch.where(valid, tokens, starts[:, None]), valid, window, token - starts[window]

@@ -32,7 +32,7 @@ from lomar_det.engine import (
     setup_run,
     standard_hooks,
 )
-from lomar_det.engine.config import build_model, load_config
+from lomar_det.engine.config import build_model, load_config, require_sections
 from lomar_det.errors import UserError
 from lomar_det.settings import FLAG, RUN_RULES, check_settings, number, one_of, pair, whole
 from lomar_det.stream import (
@@ -79,7 +79,10 @@ def main(args: argparse.Namespace) -> Path:
     Raises:
         UserError: anything the user can mend.
     """
-    return start(load_config(args.config_file, args.opts), args.resume)
+    cfg = load_config(args.config_file, args.opts)
+    needed = "model", "data.crop_scale", "train.warmup_epochs", "train.output_dir"
+    require_sections(cfg, args.config_file, "pretrain", *needed)
+    return start(cfg, args.resume)
 
 
 def start(cfg: DictConfig, resume: bool = False) -> Path:

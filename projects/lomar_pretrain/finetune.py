@@ -33,10 +33,10 @@ from lomar_det.engine import (
     setup_run,
     standard_hooks,
 )
-from lomar_det.engine.config import build_model, load_config
+from lomar_det.engine.config import build_model, load_config, require_sections
 from lomar_det.engine.detection import write_results
 from lomar_det.errors import UserError
-from lomar_det.settings import RUN_RULES, check_settings, number, one_of, pair, whole
+from lomar_det.settings import RUN_RULES, TEXT, check_settings, number, one_of, pair, whole
 from lomar_det.stream import (
     SeededDataset,
     count_accumulation_steps,
@@ -63,6 +63,10 @@ _RULES = RUN_RULES | {
     "data.num_workers": whole(0),
     "data.crop_pct": number("(0, 1]"),
     "data.augmentation.scale": pair(number("(0, 1]"), ascending=True),
+    "data.augmentation.hflip": number("[0, 1]"),
+    "data.augmentation.re_prob": number("[0, 1]") | one_of(None),
+    "train.optimizer": TEXT,
+    "train.best_metric": TEXT | one_of(None),
     "train.epochs": number("(0, inf)"),
     "train.warmup_epochs": number("[0, inf)"),
     "train.base_lr": number("(0, inf)"),
@@ -88,6 +92,8 @@ def main(args: argparse.Namespace) -> dict:
         UserError: anything the user can mend.
     """
     cfg = load_config(args.config_file, args.opts)
+    needed = "model", "data.augmentation", "train.warmup_epochs", "train.output_dir"
+    require_sections(cfg, args.config_file, "imagenet", *needed)
     if OmegaConf.is_missing(cfg.data, "path"):
         raise UserError("data.path is not set: give the folder of your class folders")
     check_settings(cfg, _RULES)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lomar_det.layers import TokenGrid, grid_size, patchify
+from lomar_det.layers import TokenGrid, grid_size
+from lomar_det.settings import FLAG, check_settings
 
 from .encoder import VisionTransformerEncoder
 from .windows import WindowSample, check_windows, noise_per_window, windows_from_noise
@@ -72,6 +73,7 @@ class LoMaR(VisionTransformerEncoder):
             attention_backend=attention_backend,
         )
         check_windows(self.grid, window_size, num_windows, mask_ratio)
+        check_settings({"norm_pix_loss": norm_pix_loss}, {"norm_pix_loss": FLAG})
         self.window_size = window_size
         self.num_windows = num_windows
         self.mask_ratio = mask_ratio
@@ -124,9 +126,13 @@ class LoMaR(VisionTransformerEncoder):
         return self.forward_blocks(x, TokenGrid(self.window_size, self.window_size, cls_token))
 
     def window_patches(self, images: Tensor, windows: WindowSample) -> Tensor:
-        """Pixels of the windows' patches: (M, K, p * p * 3). Nothing else is ever embedded."""
-        patches = patchify(images, self.patch_size)
-        return patches[windows.image_ids[:, None], windows.patch_ids]
+        """Pixels of the windows' patches: (M, K, p * p * 3). Nothing else is ever copied."""
+        p = self.patch_size
+        H, W = grid_size(images.shape[2:], p)
+        cells = images.unflatten(3, (W, p)).unflatten(2, (H, p))  # (B, 3, H, p, W, p), a view
+        rows, columns = windows.patch_ids // W, windows.patch_ids % W
+        patches = cells[windows.image_ids[:, None], :, rows, :, columns]  # (M, K, 3, p, p)
+        return patches.permute(0, 1, 3, 4, 2).flatten(2)
 
     def embed_window(
         self,

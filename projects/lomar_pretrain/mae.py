@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lomar_det.layers import Block, TokenGrid, grid_size, patchify, sincos_pos_embed, subset_buckets
-from lomar_det.settings import check_settings, number, whole
+from lomar_det.settings import FLAG, check_settings, number, whole
 
 from .encoder import VisionTransformerEncoder
 from .lomar import normalize_patches
@@ -19,6 +19,7 @@ _RULES = {
     "decoder_depth": whole(1),
     "decoder_num_heads": whole(1),
     "mask_ratio": number("(0, 1)"),
+    "norm_pix_loss": FLAG,
 }
 
 

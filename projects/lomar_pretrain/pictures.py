@@ -51,7 +51,7 @@ def reconstruction_figure(
     panels = [draw(result) for _, result in rows]
     titles = list(panels[0])
     widths = [max(_aspect(row[title]) for row in panels) for title in titles]
-    figure = _new_figure((2 * sum(widths) + 0.4, 2 * len(rows) + 1))
+    figure = new_figure((2 * sum(widths) + 0.4, 2 * len(rows) + 1))
     axes = figure.subplots(len(rows), len(titles), squeeze=False, width_ratios=widths)
     for number, ((name, result), row) in enumerate(zip(rows, panels, strict=True)):
         for axis, (panel_title, picture) in zip(axes[number], row.items(), strict=True):
@@ -112,7 +112,7 @@ def _headline(model: LoMaR | MAE, title: str) -> str:
     else:
         count = model.grid[0] * model.grid[1]
         masked = f"MAE: {count - int(count * (1 - model.mask_ratio))} of {count} patches masked"
-    return f"{title} ({masked})" if title else masked
+    return f"{_shorten(title, 80)} ({masked})" if title else masked
 
 
 def _aspect(picture: Tensor) -> float:
@@ -120,6 +120,7 @@ def _aspect(picture: Tensor) -> float:
 
 
 def _shorten(name: str, length: int = 28) -> str:
+    name = name.encode(errors="replace").decode()  # fonts know no bytes that are not UTF-8
     return name if len(name) <= length else "..." + name[3 - length :]
 
 
@@ -150,7 +151,7 @@ def plot_training(metrics: list[dict], output: str | Path) -> Path:
     curves = {title: lines for title, lines in curves.items() if any(lines.values())}
     columns = min(2, len(curves))
     rows = -(-len(curves) // columns)
-    figure = _new_figure((5 * columns, 3 * rows))
+    figure = new_figure((5 * columns, 3 * rows))
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis in axes[len(curves) :]:
         axis.set_axis_off()
@@ -170,7 +171,7 @@ def plot_training(metrics: list[dict], output: str | Path) -> Path:
     return save_figure(figure, output)
 
 
-def _new_figure(size: tuple[float, float]) -> Figure:
+def new_figure(size: tuple[float, float]) -> Figure:
     """A figure that pyplot does not know: no display, nothing kept after the run."""
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)

@@ -185,6 +185,7 @@ def test_what_our_encoder_cannot_compute_is_refused(tmp_path, name, words):
         ({"blocks.0.ls1.gamma": torch.ones(7)}, "7 values for the 24 of blocks.0.attn.proj.weight"),
         ({"patch_embed.proj.weight": torch.ones(24, 768)}, "shape .24, 768., and 4 dimensions"),
         ({"pos_embed": torch.full((1, 17, 24), torch.inf)}, "pos_embed holds NaN or infinite"),
+        ({"norm.weight": torch.ones(24, device="meta")}, "norm.weight has a shape, but no values"),
         ({"blocks.0.mlp.fc1.weight": None}, "no ViT of a usual form"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import logging
 import multiprocessing
 import os
 import signal
@@ -13,8 +14,9 @@ import pytest
 import torch
 from common import ROOT, free_port, tool_environment
 from detectron2.utils import comm
+from omegaconf import OmegaConf
 
-from lomar_det.engine import add_run_arguments, run_tool
+from lomar_det.engine import add_run_arguments, run_tool, setup_run
 from lomar_det.errors import UserError
 
 
@@ -75,6 +77,13 @@ def test_what_contradicts_torchrun_is_one_clear_error(monkeypatch, capsys, given
     assert all(word in line for word in words), line
 
 
+def buried(cause):
+    """As torch.save has it: an error of its zip writer, raised while it handles the cause."""
+    error = RuntimeError("unexpected pos 64 vs 0")
+    error.__context__ = cause
+    return error
+
+
 def test_several_machines_must_be_told_where_to_meet(capsys):
     with pytest.raises(SystemExit) as stop:
         run_tool(lambda args: None, arguments("--num-machines", "2"))
@@ -86,6 +95,12 @@ def test_several_machines_must_be_told_where_to_meet(capsys):
     [
         (UserError("train.seed=x"), 2, "error: train.seed=x"),
         (OSError(errno.ENOSPC, "No space left"), 2, "No space left; free disk space"),
+        (buried(OSError(errno.EFBIG, "File too large")), 2, "File too large; free disk space"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            2,
+            "is killed by signal: Killed. Most often the machine ran out of memory",
+        ),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
@@ -96,6 +111,16 @@ def test_exit_codes(capsys, error, code, words):
     with pytest.raises(SystemExit) as stop:
         run_tool(main, arguments())
     assert stop.value.code == code and words in capsys.readouterr().err
+
+
+def test_the_log_of_a_run(tmp_path, monkeypatch):
+    """In ~, and with file names that are not UTF-8: no line may be lost."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cfg = OmegaConf.create({"train": {"output_dir": "~/a run", "device": "cpu"}})
+    setup_run(cfg)
+    assert cfg.train.output_dir == f"{tmp_path}/a run"
+    logging.getLogger("lomar_det").warning("cannot read %s", os.fsdecode(b"\xe9.png"))
+    assert "cannot read \\udce9.png" in (tmp_path / "a run" / "log.txt").read_text()
 
 
 def test_other_errors_keep_their_traceback():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from common import free_port
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import EvalHook
 from torch import nn
 
 from lomar_det.engine import (
@@ -127,6 +128,28 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(tmp_path, fused):
         trainer.train(0, 9)
     assert trainer.iter == (7 if fused else 6)  # outcomes are read a step later
     assert trainer.model.weight.isfinite().all()
+
+
+def test_an_error_of_the_last_step_is_what_is_told():
+    """Not what fails after it, and nothing is evaluated for hours before it is told."""
+    called = []
+
+    class FullDisk(HookBase):
+        def after_step(self):
+            if self.trainer.iter == 1:
+                raise UserError("the disk is full")
+
+        def after_train(self):
+            called.append("closed")
+            raise ZeroDivisionError
+
+    trainer = make_trainer(list(GOOD))
+    trainer.register_hooks(
+        [FullDisk(), EvalHook(0, lambda: called.append("evaluated")), FullDisk()]
+    )
+    with pytest.raises(UserError, match="the disk is full"):
+        trainer.train(0, 2)
+    assert called == ["closed", "closed"]
 
 
 def test_gradients_alone_can_be_the_reason():

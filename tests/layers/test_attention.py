@@ -132,6 +132,28 @@ def test_what_is_recorded_for_export_equals_the_normal_path(
     assert caches == (_one_hot_sides.cache_info(), _grid_buckets.cache_info())
 
 
+class OfGrid(torch.nn.Module):
+    def __init__(self, attention):
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x):  # (B, H, W, C)
+        return self.attention(x.flatten(1, 2), TokenGrid(*x.shape[1:3]))
+
+
+@pytest.mark.parametrize("window_size", [0, 3])
+def test_one_exported_graph_serves_all_sizes(window_size):
+    model = OfGrid(Attention(8, 2, window_size=window_size))
+    torch.nn.init.normal_(model.attention.rpe_k.lookup_table_weight)
+    sizes = {i: torch.export.Dim(name, min=4) for i, name in ((1, "rows"), (2, "columns"))}
+    program = torch.export.export(
+        model, (torch.randn(2, 7, 5, 8),), dynamic_shapes=({0: torch.export.Dim("batch")} | sizes,)
+    )
+    for shape in ((1, 4, 9, 8), (3, 11, 6, 8), (2, 7, 5, 8)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program.module()(x), model(x))
+
+
 def test_compiles_without_a_graph_break():
     block, x = Block(32, 2, window_size=3), torch.randn(2, 35, 32)
     compiled = torch.compile(block, backend="eager", fullgraph=True)
@@ -149,6 +171,17 @@ def test_compiles_without_a_graph_break():
 def test_bad_settings_are_refused_by_name(arguments, words):
     with pytest.raises(ValueError, match=words):
         Attention(**({"dim": 16, "num_heads": 2} | arguments))
+
+
+@pytest.mark.parametrize("backend", ["eager", "matmul"])
+def test_training_after_inference_mode(backend):
+    """Tables are kept: those of a detection serve the training that follows in the process."""
+    grid = TokenGrid(5, 31)  # of no other test
+    module, x = Attention(16, 2, backend=backend), torch.randn(1, grid.num_tokens, 16)
+    with torch.inference_mode():
+        module(x, grid)
+    module(x, grid).sum().backward()
+    assert module.qkv.weight.grad.isfinite().all()
 
 
 def test_wrong_number_of_tokens_is_refused():

@@ -120,6 +120,10 @@ def test_knn_needs_no_training(colours, tmp_path):
     [
         (["train.epochs=0"], "train.epochs=0"),
         (["train.warmup_epochs=30"], "warmup_epochs"),
+        (["train.optimizer=null"], "train.optimizer=None must be text"),
+        (["train.milestone_epochs=abc"], "train.milestone_epochs=abc must be"),
+        (["data.augmentation.hflip=2"], "hflip=2 must be"),
+        (["train.device=mps"], "train.device=mps is not one of auto, cuda, cpu"),
         (["train.optimizer=adamz"], "train.optimizer=adamz"),
         (["data.val_fraction=1.5"], "val_fraction"),
         (["train.label_smoothing=1"], "label_smoothing"),

@@ -1,5 +1,7 @@
 """What is drawn: which pixels are the picture's, which the model's, and how they are scaled."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -117,7 +119,8 @@ def test_unreadable_pictures_are_named_and_their_neighbours_drawn(tmp_path, loma
     ],
 )
 def test_figures_say_what_they_show(model, words, panels):
-    images = [(name, fit_to_model(noise_image(60, 45), model)) for name in ("a.png", "$b_2$.png")]
+    odd = "$b_2$" + os.fsdecode(b"\xe9.png")  # neither a formula nor a broken font
+    images = [(name, fit_to_model(noise_image(60, 45), model)) for name in ("a.png", odd)]
     figure = reconstruction_figure(model, images, title="epoch 3")
     text = " ".join(t.get_text() for t in (figure._suptitle, figure._supxlabel))
     text += " ".join(axis.get_title() for axis in figure.axes)

@@ -14,5 +14,6 @@ model.proposal_generator.anchor_generator.sizes = [[16], [32], [64], [128], [256
 dataloader.train.total_batch_size = 2
 optimizer.lr = 4e-4
 train.lr_batch_size = 2
+train.epochs = None
 train.max_iter = 400
 train.log_period = 20

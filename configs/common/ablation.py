@@ -1,0 +1,27 @@
+"""What every ablation has: how long it pretrains, how often, where it writes."""
+
+from omegaconf import OmegaConf
+
+budget = OmegaConf.create(
+    {
+        # of each pretraining, one of these; the share of warm-up is that of its config
+        "epochs": None,
+        # pictures seen, repetitions included
+        "images": None,
+        # of training steps: each cell gets as many as fit, by the time of a step on this machine
+        "minutes": None,
+        # so many are timed for that, after five that are not
+        "calibration_steps": 20,
+    }
+)
+
+run = OmegaConf.create(
+    {
+        # of both stages; where the classification data have no val/, also of the split
+        "seeds": [0, 1, 2],
+        "output_dir": "output/ablation",
+        "title": "Ablation",
+        # the plot has bars; or, with a label here, a line over the number x of the cells
+        "x_label": None,
+    }
+)

@@ -1,0 +1,24 @@
+"""Compares ways to pretrain: a grid of pretraining and downstream runs, as a table and a plot.
+
+python tools/ablate.py --config-file configs/ablation/X.py [--num-gpus N] \
+    pretrain.data=IMAGES downstream.data=FOLDER key=value ...
+
+The same command again continues where it stopped.
+"""
+
+import argparse
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the long imports: no traceback
+
+from lomar_det.engine import add_config_arguments, run_tool
+from lomar_pretrain.ablation import main
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_config_arguments(parser)
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine")
+    parser.set_defaults(machine_rank=0, dist_url="auto")
+    run_tool(main, parser.parse_intermixed_args())
