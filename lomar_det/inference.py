@@ -21,13 +21,14 @@ from .checkpoint import load_weights, read_state_dict
 from .data.classes import check_class_names
 from .data.coco import read_categories
 from .data.setup import switch_masks_off
-from .engine.config import build_model
+from .engine.config import build_model, require_sections
 from .engine.launch import pick_device
 from .engine.precision import autocast, resolve_precision
 from .engine.yacs import load_any_config
 from .errors import UserError
 from .images import load_image
 from .masks import InstanceMasks
+from .settings import check_settings, whole
 from .tiling import Box, group_detections, tile_boxes, tile_spans
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,9 @@ def follow_checkpoint(cfg: DictConfig) -> dict:
     Returns:
         The checkpoint's ``meta``.
     """
+    needed = "model.roi_heads", "data.image_size", "dataloader.test", "train.init_checkpoint"
+    require_sections(cfg, "the config", "coco and configs/custom", *needed)
+    check_settings(cfg, {"data.image_size": whole(1)})
     if not cfg.train.init_checkpoint:
         return {}
     tensors, meta = read_state_dict(cfg.train.init_checkpoint)
@@ -254,7 +258,13 @@ class Predictor:
         pixels = np.asarray(image if tile == (0, 0, *image.size) else image.crop(tile))
         height, width = pixels.shape[:2]
         augmented = T.AugInput(pixels)
-        self._augment(augmented)
+        try:
+            self._augment(augmented)
+        except ValueError as error:  # Pillow's, of a picture so narrow that nothing is left of it
+            raise UserError(
+                f"a picture of {width} x {height} pixels cannot be resized to {self.image_size} "
+                f"({error}); cut it into shorter pieces, or use tiles"
+            ) from None
         tensor = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
         with autocast(self.device, self.dtype):
             raw = self.model.inference([{"image": tensor}], do_postprocess=False)[0].to("cpu")

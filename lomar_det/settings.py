@@ -75,7 +75,7 @@ RUN_RULES = {
     "train.init_checkpoint": TEXT | one_of(None),
     "train.device": TEXT,
     "train.precision": one_of("auto", "bf16", "fp16", "fp32"),
-    "train.seed": whole(0),
+    "train.seed": Rule("a whole number from 0 to 2**32 - 1", lambda v: v in range(2**32)),
     "train.accumulation_steps": whole(1) | one_of("auto"),
     "train.max_batch_per_gpu": whole(1),
     "train.clip_grad_norm": number("[0, inf)") | one_of(None),

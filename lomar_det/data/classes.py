@@ -14,7 +14,7 @@ def dataset_classes(dataset: DictConfig) -> list[str]:
 
 
 def check_class_names(trained: list[str] | None, given: list[str], checkpoint: str) -> None:
-    """A detector counts its classes; evaluated on others, its numbers would mean nothing.
+    """A model counts its classes; evaluated on others, its numbers would mean nothing.
 
     Raises:
         UserError: the names differ, or their order.
@@ -25,7 +25,7 @@ def check_class_names(trained: list[str] | None, given: list[str], checkpoint: s
     added = [name for name in given if name not in trained]
     differs = f"missing there: {missing[:5]}, only there: {added[:5]}"
     raise UserError(
-        f"{checkpoint} detects {len(trained)} classes, data.val.annotations lists {len(given)}: "
+        f"{checkpoint} knows {len(trained)} classes, the validation data lists {len(given)}: "
         f"{differs if missing or added else 'the same ones in another order of their ids'}; it "
-        "must list the categories that the detector was trained on, also those without objects"
+        "must list all that the model was trained on, and no others"
     )

@@ -32,7 +32,13 @@ class RGBDatasetMapper(DatasetMapper):
         except SizeMismatchError as error:
             raise UserError(f"{error}; correct the entry in the annotations") from None
         augmented = T.AugInput(image)
-        transforms = self.augmentations(augmented)
+        try:
+            transforms = self.augmentations(augmented)
+        except ValueError as error:  # Pillow's, of a picture so narrow that nothing is left of it
+            raise UserError(
+                f"{dataset_dict['file_name']} of {image.shape[1]} x {image.shape[0]} pixels cannot "
+                f"be resized as the config says ({error}); cut it into shorter pieces"
+            ) from None
         image = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))  # (3, height, width)
         dataset_dict["image"] = torch.as_tensor(image)
         if not self.is_train:

@@ -4,7 +4,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from detectron2.config import instantiate
 from detectron2.structures import BitMasks, Instances, PolygonMasks
 from detectron2.structures.masks import polygons_to_bitmask
 from omegaconf import DictConfig
@@ -12,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
+from ..engine.config import instantiate_section
 from ..pictures import distinct_color, draw_objects
 from .classes import dataset_classes
 from .setup import configure_data
@@ -40,11 +40,11 @@ def visualize_detection_data(
     names = dataset_classes(loader.dataset)
     if annotations_only:
         loader.mapper.augmentations, loader.mapper.recompute_boxes = [], False
-        mapper = instantiate(loader.mapper)
-        samples = map(mapper, instantiate(loader.dataset))
+        mapper = instantiate_section(cfg, "dataloader.train.mapper")
+        samples = map(mapper, instantiate_section(cfg, "dataloader.train.dataset"))
     else:
         loader.total_batch_size, loader.num_workers, loader.seed = 1, 0, cfg.train.seed
-        samples = (batch[0] for batch in instantiate(loader))
+        samples = (batch[0] for batch in instantiate_section(cfg, "dataloader.train"))
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     paths = []

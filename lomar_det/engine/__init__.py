@@ -5,13 +5,7 @@ from ..compat import require_detectron2
 require_detectron2()
 
 from .best import BestModel
-from .checkpointer import (
-    Checkpointer,
-    check_output_dir,
-    delete_old_run,
-    load_plain,
-    save_atomically,
-)
+from .checkpointer import Checkpointer, check_output_dir, delete_old_run
 from .hooks import StopOnDivergence, StopOnSignal, standard_hooks
 from .launch import (
     add_config_arguments,
@@ -23,6 +17,7 @@ from .launch import (
 )
 from .precision import autocast, resolve_precision
 from .schedules import check_warmup, plan_epochs, step_schedule, warmup_cosine_schedule
+from .serialization import load_plain, save_atomically
 from .trainer import Trainer, build_trainer, wrap_ddp
 
 __all__ = [

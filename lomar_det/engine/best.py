@@ -35,7 +35,7 @@ class BestModel:
         values = flatten_results_dict(results)
         if self.metric not in values:
             logger.warning(
-                "no model_best.pth: train.checkpointer.best_metric=%s, but the evaluation gives %s",
+                "no model_best.pth: best_metric=%s, but the evaluation gives %s",
                 self.metric,
                 ", ".join(values),
             )

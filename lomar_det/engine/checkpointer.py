@@ -1,144 +1,23 @@
-"""Checkpoints that a crash cannot damage, and that load without unpickling anything but data."""
+"""Checkpoints of runs: kept, found again, continued from."""
 
-import argparse
-import contextlib
-import json
 import logging
-import os
-import pickle
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import safetensors.torch
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig
 from torch import nn
 
 from ..errors import UserError
-from .safe_pickle import load_numpy_pickle
+from .serialization import load_plain, save_atomically, write_atomically
 
 logger = logging.getLogger(__name__)
 
-
 # What a run can be continued from; model_best.pth and model_final_ema.pth hold weights alone.
 RESUMABLE = re.compile(r"model_(\d{7}(_milestone)?|final)\.pth")
-
-
-def save_atomically(data: Any, path: str | Path) -> None:
-    """Writes a file after which either the whole new one is on disk, or the old one as it was.
-
-    A ``.safetensors`` file takes ``{"model": tensors, "meta": plain data}``, a ``.json`` file plain
-    data, others anything that `torch.save` takes.
-    """
-    path = Path(path)
-    _write_atomically(path, lambda file: _write(data, file, path.suffix))
-
-
-def _write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Writes to a temporary name, flushes to disk, renames."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        try:
-            with open(temporary, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:
-        # torch.save buries a full disk under an error of its zip writer.
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        raise UserError(
-            f"{path} could not be written ({cause}); earlier checkpoints are untouched. Free disk "
-            "space or fix the permissions, then continue with --resume"
-        ) from error
-    with contextlib.suppress(OSError):  # some network file systems cannot flush a folder
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _write(data: Any, file: IO[bytes], suffix: str) -> None:
-    if suffix == ".safetensors":  # its metadata is text by text
-        metadata = {"format": "pt", "meta": json.dumps(data.get("meta", {}))}
-        file.write(safetensors.torch.save(data["model"], metadata))
-    elif suffix == ".json":
-        file.write(json.dumps(data, indent=2).encode() + b"\n")
-    else:
-        torch.save(data, file)
-
-
-def load_plain(path: str | Path) -> Any:
-    """`torch.load` for tensors and plain data only, plus the argparse.Namespace of official files.
-
-    A ``.safetensors`` file comes as ``{"model": tensors, "meta": plain data}``, like its .pth twin;
-    a ``.pkl`` of detectron2's model zoo as in `load_numpy_pickle`.
-
-    Raises:
-        UserError: the file is missing, damaged, or contains anything that would need unpickling.
-    """
-    # detectron2's configs ask like this for its matching by similar names; ours needs no hint
-    path = os.path.expanduser(str(path)).removesuffix("?matching_heuristics=True")
-    if os.path.isdir(path):
-        raise UserError(
-            f"{path} is a folder: give a file in it, backbone_final.pth or model_final.pth"
-        )
-    try:
-        path = PathManager.get_local_path(path)
-    except Exception as error:  # whatever a download can fail with
-        raise UserError(f"the checkpoint {path} cannot be fetched: {error}") from None
-    if not os.path.isfile(path):
-        raise UserError(f"the checkpoint {path} does not exist")
-    _refuse_what_is_no_checkpoint(path)
-    try:
-        if path.endswith(".safetensors"):
-            with safetensors.safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-            meta = json.loads(metadata.get("meta", "{}"))
-            return {"model": safetensors.torch.load_file(path), "meta": meta}
-        if path.endswith(".pkl"):
-            with open(path, "rb") as file:
-                return load_numpy_pickle(file)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path} is refused: it is damaged, or not a checkpoint of tensors and plain data "
-            "alone; save the model's state_dict()"
-        ) from None
-    except Exception as error:  # zip, EOF, safetensors header errors, ...
-        raise UserError(
-            f"{path} cannot be read as a checkpoint, it may be damaged or cut off "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-        ) from None
-
-
-def _refuse_what_is_no_checkpoint(path: str) -> None:
-    """Files that end up under a checkpoint's name: readers would only call them damaged."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(256)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if not start:
-        what = "is empty; copy or download it again"
-    elif start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        what = "is a web page; download the file itself"
-    elif start.startswith(b"version https://git-lfs"):
-        what = "is a Git LFS pointer; fetch the file itself with `git lfs pull`"
-    elif start.startswith(b"PK") and start[30:].partition(b".npy")[1]:
-        what = "is a numpy archive (.npz); load it with timm and save the model's state_dict()"
-    else:
-        return
-    raise UserError(f"{path} is no checkpoint: it {what}")
 
 
 class Checkpointer(DetectionCheckpointer):
@@ -249,7 +128,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         tag = Path(self.save_dir, "last_checkpoint")
-        _write_atomically(tag, lambda file: file.write(last_filename_basename.encode()))
+        write_atomically(tag, lambda file: file.write(last_filename_basename.encode()))
 
     def _torch_load(self, path: str) -> Any:
         return load_plain(path)

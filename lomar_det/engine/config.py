@@ -9,7 +9,7 @@ from detectron2.utils.registry import locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from torch import nn
 
 from ..errors import UserError
@@ -36,6 +36,11 @@ def load_config(path: str | Path, overrides: list[str]) -> DictConfig:
         cfg = LazyConfig.load(str(path))
     except SyntaxError as error:
         raise UserError(f"{path} is not valid Python: {error}") from None
+    except Exception as error:  # a config is a program: it fails with anything
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(
+            f"{path} cannot be loaded ({what}); where it happened: set LOMAR_DEBUG=1"
+        ) from error
     for override in overrides:
         key, separator, _ = override.partition("=")
         if not separator:
@@ -45,7 +50,31 @@ def load_config(path: str | Path, overrides: list[str]) -> DictConfig:
             _apply(cfg, override)
         except (HydraException, OmegaConfBaseException, ValueError, KeyError, TypeError) as error:
             raise UserError(f"the override {override!r} cannot be applied: {error}") from None
+    try:
+        OmegaConf.to_container(cfg, resolve=True)
+    except InterpolationResolutionError as error:  # its first line says what, the others where
+        raise UserError(f"{path}, with overrides: {str(error).splitlines()[0]}") from None
     return cfg
+
+
+def require_sections(cfg: DictConfig, path: str | Path, folder: str, *names: str) -> None:
+    """Refuses a config of another stage.
+
+    Args:
+        cfg: The config, read from ``path``.
+        folder: Where configs for this tool lie, in ``configs/``.
+        names: Sections or settings that it must have, as ``data.crop_scale``.
+
+    Raises:
+        UserError: it lacks one.
+    """
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        section = OmegaConf.select(cfg, parent) if parent else cfg
+        if not (isinstance(section, DictConfig) and leaf in set(section)):
+            raise UserError(
+                f"{path} is no config for this tool: it has no {name}; see configs/{folder}"
+            )
 
 
 def set_option(cfg: DictConfig, key: str, value, path: str | Path) -> None:
@@ -107,7 +136,7 @@ def build_model(cfg: DictConfig) -> nn.Module:
     """Instantiates ``cfg.model``; what the model says of a wrong setting becomes a `UserError`."""
     try:
         return instantiate(cfg.model)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise UserError(f"model: {error}") from error
 
 
@@ -136,3 +165,23 @@ def _arguments(target: Callable | str) -> tuple[set[str], bool]:
     except ValueError:  # of something built into Python, or compiled
         return set(), True
     return {p.name for p in parameters}, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def instantiate_section(cfg: DictConfig, section: str):
+    """A loader, an optimizer, ... by its place in a config, such as ``dataloader.train``.
+
+    Raises:
+        UserError: pictures are missing, or a setting is one that it cannot have.
+    """
+    try:
+        return instantiate(OmegaConf.select(cfg, section))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{error.filename} does not exist: COCO is looked for in the folder that the "
+            "environment variable DETECTRON2_DATASETS names; for data of your own, use a config "
+            "of configs/custom"
+        ) from None
+    except UserError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, AssertionError) as error:
+        raise UserError(f"{section}: {error}") from error

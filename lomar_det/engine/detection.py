@@ -8,7 +8,6 @@ import math
 from pathlib import Path
 
 import torch
-from detectron2.config import instantiate
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.utils import comm
@@ -20,11 +19,11 @@ from ..data import configure_data
 from ..data.classes import dataset_classes
 from ..errors import UserError
 from ..inference import load_detector
-from ..settings import FLAG, RUN_RULES, check_settings, number, one_of, pair, whole
+from ..settings import FLAG, RUN_RULES, TEXT, check_settings, number, one_of, pair, whole
 from ..stream import count_accumulation_steps, seed_everything
 from .best import BestModel
 from .checkpointer import Checkpointer, check_output_dir, delete_old_run
-from .config import build_model
+from .config import build_model, require_sections
 from .contradictions import refuse_contradictions
 from .hooks import standard_hooks
 from .launch import setup_run
@@ -39,6 +38,7 @@ _RULES = RUN_RULES | {
     "train.epochs": number("(0, inf)") | one_of(None),
     "train.lr_batch_size": whole(1) | one_of(None),
     "train.eval_period": whole(0),
+    "train.checkpointer.best_metric": TEXT | one_of(None),
     "train.checkpointer.period": whole(1),
     "train.checkpointer.max_to_keep": whole(1) | one_of(None),
     "train.checkpointer.milestone_period": whole(1) | one_of(None),
@@ -53,6 +53,8 @@ _RULES = RUN_RULES | {
     "optimizer.params.lr_decay_rate": number("(0, 1]"),
     "optimizer.betas": pair(number("[0, 1)")),
     "lr_multiplier.warmup_iters": whole(0),
+    "dataloader.train.mapper.image_format": one_of("RGB"),
+    "dataloader.train.mapper.instance_mask_format": one_of("polygon", "bitmask"),
     "dataloader.train.total_batch_size": whole(1),
     "dataloader.train.num_workers": whole(0),
     "dataloader.test.num_workers": whole(0),
@@ -67,6 +69,8 @@ def main(args: argparse.Namespace) -> dict:
     """
     with worded_for(args.config_file):
         cfg = load_any_config(args.config_file, args.opts)
+        needed = "model", "data", "dataloader.train", "optimizer", "lr_multiplier", "train.max_iter"
+        require_sections(cfg, args.config_file, "coco and configs/custom", *needed)
         check_settings(cfg, _RULES)
         refuse_contradictions(cfg)
         device = setup_run(cfg)
@@ -98,7 +102,9 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict:
         return {}
     device = torch.device(cfg.train.device)
     with autocast(device, resolve_precision(cfg.train.precision, device)):
-        results = inference_on_dataset(model, _instantiate_data(cfg.dataloader.test), evaluator)
+        results = inference_on_dataset(
+            model, instantiate_section(cfg, "dataloader.test"), evaluator
+        )
     if comm.is_main_process():
         print_csv_format(results)
         write_results(results, Path(cfg.train.output_dir, "metrics_test.json"))
@@ -110,7 +116,7 @@ def _build_evaluator(cfg: DictConfig) -> DatasetEvaluator | None:
     if settings is None:
         return None
     settings.output_dir = str(Path(cfg.train.output_dir, "inference"))
-    return _instantiate_data(settings)
+    return instantiate_section(cfg, "dataloader.evaluator")
 
 
 def write_results(results: dict, path: Path) -> None:
@@ -133,7 +139,9 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
     if not resume:
         _init_weights(cfg, model)
     cfg.optimizer.params.model = model
-    trainer = build_trainer(cfg.train, model, instantiate(cfg.optimizer), accumulation_steps)
+    trainer = build_trainer(
+        cfg.train, model, instantiate_section(cfg, "optimizer"), accumulation_steps
+    )
     meta = {"classes": dataset_classes(cfg.dataloader.train.dataset)}
     checkpointer = Checkpointer(trainer.model, cfg.train.output_dir, meta=meta, trainer=trainer)
     best = BestModel(checkpointer, cfg.train.checkpointer.best_metric)
@@ -148,7 +156,7 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
         standard_hooks(
             cfg.train,
             checkpointer,
-            instantiate(cfg.lr_multiplier),
+            instantiate_section(cfg, "lr_multiplier"),
             cfg.train.max_iter,
             cfg.dataloader.train.total_batch_size,
             cfg.train.checkpointer.period,
@@ -166,7 +174,7 @@ def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool)
     cfg.dataloader.train.seed = cfg.train.seed
     cfg.dataloader.train.start_iter = start_iter
     cfg.dataloader.train.accumulation_steps = accumulation_steps
-    trainer.data_loader = _instantiate_data(cfg.dataloader.train)
+    trainer.data_loader = instantiate_section(cfg, "dataloader.train")
     if not resume:
         delete_old_run(cfg.train)
     save_run_config(full_config)
@@ -180,16 +188,3 @@ def _init_weights(cfg: DictConfig, model: nn.Module) -> None:
         logger.warning("train.init_checkpoint is empty: training from random weights")
         return
     load_weights(model, path)
-
-
-def _instantiate_data(cfg: DictConfig):
-    try:
-        return instantiate(cfg)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{error.filename} does not exist: COCO is looked for in the folder that the "
-            "environment variable DETECTRON2_DATASETS names; for data of your own, use a config "
-            "of configs/custom"
-        ) from None
-    except TypeError as error:  # a setting that the loader or the evaluator does not have
-        raise UserError(f"dataloader: {error}") from error

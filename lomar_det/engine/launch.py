@@ -62,7 +62,9 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
-        raise UserError(f"train.device={name} is not one of auto, cuda, cpu") from None
+        device = None
+    if device is None or device.type not in ("cuda", "cpu"):
+        raise UserError(f"train.device={name} is not one of auto, cuda, cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"train.device={name}, but torch sees no GPU; use train.device=cpu")
     return device
@@ -126,14 +128,25 @@ _LOGGERS = {"detectron2": "d2", "fvcore": "fvcore", "lomar_det": "lomar", "lomar
 def _is_our_defect(record: logging.LogRecord) -> bool:
     """Log filter: the trainer logs a traceback of every error, also of what a user can mend."""
     error = record.exc_info[1] if record.exc_info else None
-    return error is None or not (isinstance(error, UserError) or _is_full_disk(error))
+    return error is None or _as_user_error(error) is None
 
 
-def _is_full_disk(error: BaseException | None) -> bool:
+def _as_user_error(error: BaseException | None) -> UserError | None:
+    """What a user can mend, as one line; None for a defect of ours."""
+    if isinstance(error, UserError):
+        return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return True
-    # torch.save buries it under an error of its zip writer
-    return isinstance(error, RuntimeError) and _is_full_disk(error.__context__)
+        return UserError(f"{error}; free disk space, then continue with --resume")
+    if not isinstance(error, RuntimeError):
+        return None
+    if str(error).startswith("DataLoader worker (pid"):  # torch's words when one was killed
+        return UserError(
+            f"{str(error).strip(' .')}. Most often the machine ran out of memory: lower "
+            "num_workers (of data, or dataloader.train), or make room, then continue with --resume"
+        )
+    # torch.save buries a full disk under an error of its zip writer
+    cause = error.__context__
+    return _as_user_error(cause) if isinstance(cause, OSError) else None
 
 
 def _close_handlers(logger: logging.Logger) -> None:
@@ -179,6 +192,11 @@ def _start_processes(main: Callable, args: argparse.Namespace) -> None:
         raise UserError(
             f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}"
         )
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise UserError(
+            "--num-machines needs --dist-url tcp://HOST:PORT, a free port of the machine of "
+            "--machine-rank 0, the same on all machines"
+        )
 
     def pass_on(number: int, _frame) -> None:
         for process in multiprocessing.active_children():
@@ -199,15 +217,13 @@ def _guarded(main: Callable, args: argparse.Namespace) -> None:
     logging.raiseExceptions = False  # a log.txt on a full disk would print a traceback a line
     try:
         main(args)
-    except (UserError, OSError, RuntimeError) as error:
-        if _is_full_disk(error):
-            error = error if isinstance(error, OSError) else error.__context__
-            error = UserError(f"{error}; free disk space, then continue with --resume")
-        elif not isinstance(error, UserError):
+    except Exception as error:
+        user_error = _as_user_error(error)
+        if user_error is None:
             raise
         if int(os.environ.get("RANK", comm.get_rank())) > 0:
             time.sleep(5)  # if the main process met it too, all are ended before this one prints
-        sys.exit(report_error(error))
+        sys.exit(report_error(user_error))
 
 
 def _join_torchrun(args: argparse.Namespace) -> None:

@@ -160,6 +160,7 @@ def _block(side: int) -> int:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _one_hot_distances(width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(copies, distances, 8): one-hot 1-D buckets, distance 0 in the middle, for whole tiles."""
     reach = triton.cdiv(width, 64) * 64

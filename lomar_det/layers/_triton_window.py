@@ -28,6 +28,7 @@ OUTSIDE = 64  # stands for the zeros outside the window in the table of prefix s
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def window_tables(
     grid: TokenGrid, side: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -59,6 +59,7 @@ def side_buckets(size: int) -> Tensor:
 
 
 @lru_cache(maxsize=4)  # 134 MB for a 64x64 grid
+@torch.inference_mode(False)  # first made by a detection, it must serve training, too
 def _grid_buckets(grid: TokenGrid) -> Tensor:
     rows, columns = side_buckets(grid.height), side_buckets(grid.width)
     spatial = rows[:, None, :, None] * NUM_SIDE_BUCKETS + columns[None, :, None, :]  # (H, W, H, W)

@@ -110,6 +110,7 @@ def recorded_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> 
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _one_hot_sides(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(size, 7, size): for a query coordinate, the one-hot bucket of every key coordinate."""
     one_hot = F.one_hot(side_buckets(size), NUM_SIDE_BUCKETS).transpose(1, 2)

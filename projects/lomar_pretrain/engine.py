@@ -4,6 +4,7 @@ Needs detectron2 for its trainer, hooks and writers; models and data do not.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 from pathlib import Path
@@ -31,7 +32,7 @@ from lomar_det.engine import (
     setup_run,
     standard_hooks,
 )
-from lomar_det.engine.config import build_model, load_config
+from lomar_det.engine.config import build_model, load_config, require_sections
 from lomar_det.errors import UserError
 from lomar_det.settings import FLAG, RUN_RULES, check_settings, number, one_of, pair, whole
 from lomar_det.stream import (
@@ -78,7 +79,10 @@ def main(args: argparse.Namespace) -> Path:
     Raises:
         UserError: anything the user can mend.
     """
-    return start(load_config(args.config_file, args.opts), args.resume)
+    cfg = load_config(args.config_file, args.opts)
+    needed = "model", "data.crop_scale", "train.warmup_epochs", "train.output_dir"
+    require_sections(cfg, args.config_file, "pretrain", *needed)
+    return start(cfg, args.resume)
 
 
 def start(cfg: DictConfig, resume: bool = False) -> Path:
@@ -192,8 +196,15 @@ def backbone_meta(model: nn.Module, epochs: float) -> dict:
 
 
 def read_metrics(path: str | Path) -> list[dict]:
-    """The lines of a ``metrics.json``; after a resume, the later line of an iteration counts."""
+    """The lines of a ``metrics.json``; after a resume, the later line of an iteration counts.
+
+    A line that a crash or a full disk has cut off is left out.
+    """
     if not Path(path).is_file():
         return []
-    lines = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
-    return [by_iter for _, by_iter in sorted({m["iteration"]: m for m in lines}.items())]
+    by_iteration = {}
+    for line in Path(path).read_text(errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            metrics = json.loads(line)
+            by_iteration[metrics["iteration"]] = metrics
+    return [by_iteration[iteration] for iteration in sorted(by_iteration)]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lomar_det.checkpoint import load_encoder_weights, read_state_dict
+from lomar_det.data.classes import check_class_names
 from lomar_det.engine import (
     BestModel,
     Checkpointer,
@@ -32,10 +33,10 @@ from lomar_det.engine import (
     setup_run,
     standard_hooks,
 )
-from lomar_det.engine.config import build_model, load_config
+from lomar_det.engine.config import build_model, load_config, require_sections
 from lomar_det.engine.detection import write_results
 from lomar_det.errors import UserError
-from lomar_det.settings import RUN_RULES, check_settings, number, one_of, pair, whole
+from lomar_det.settings import RUN_RULES, TEXT, check_settings, number, one_of, pair, whole
 from lomar_det.stream import (
     SeededDataset,
     count_accumulation_steps,
@@ -62,6 +63,10 @@ _RULES = RUN_RULES | {
     "data.num_workers": whole(0),
     "data.crop_pct": number("(0, 1]"),
     "data.augmentation.scale": pair(number("(0, 1]"), ascending=True),
+    "data.augmentation.hflip": number("[0, 1]"),
+    "data.augmentation.re_prob": number("[0, 1]") | one_of(None),
+    "train.optimizer": TEXT,
+    "train.best_metric": TEXT | one_of(None),
     "train.epochs": number("(0, inf)"),
     "train.warmup_epochs": number("[0, inf)"),
     "train.base_lr": number("(0, inf)"),
@@ -87,6 +92,8 @@ def main(args: argparse.Namespace) -> dict:
         UserError: anything the user can mend.
     """
     cfg = load_config(args.config_file, args.opts)
+    needed = "model", "data.augmentation", "train.warmup_epochs", "train.output_dir"
+    require_sections(cfg, args.config_file, "imagenet", *needed)
     if OmegaConf.is_missing(cfg.data, "path"):
         raise UserError("data.path is not set: give the folder of your class folders")
     check_settings(cfg, _RULES)
@@ -110,7 +117,7 @@ def main(args: argparse.Namespace) -> dict:
     if cfg.train.knn:
         return evaluate_knn(cfg, model, LabelledPictures(train_samples, val_set.transform), val_set)
     if args.eval_only:
-        return evaluate_checkpoint(cfg, model, val_set)
+        return evaluate_checkpoint(cfg, model, val_set, classes)
     transform = train_transform(model.img_size, cfg.data.augmentation)
     train_set = LabelledPictures(train_samples, transform)
     return train(cfg, model, train_set, val_set, classes, args.resume)
@@ -191,12 +198,15 @@ def init_encoder(cfg: DictConfig, model: nn.Module) -> None:
         logger.warning("train.init_checkpoint is empty: the encoder has random weights")
 
 
-def evaluate_checkpoint(cfg: DictConfig, model: nn.Module, val_set: LabelledPictures) -> dict:
+def evaluate_checkpoint(
+    cfg: DictConfig, model: nn.Module, val_set: LabelledPictures, classes: list[str]
+) -> dict:
     """Accuracy of ``train.init_checkpoint``, which must hold the whole classifier."""
     path, own = cfg.train.init_checkpoint, model.state_dict()
     if not path:
         raise UserError("--eval-only needs weights: train.init_checkpoint=FILE")
-    tensors, _ = read_state_dict(path)
+    tensors, meta = read_state_dict(path)
+    check_class_names(meta.get("classes"), classes, path)
     differ = [
         n for n, own_value in own.items() if n not in tensors or tensors[n].shape != own_value.shape
     ]

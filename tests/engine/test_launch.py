@@ -84,12 +84,23 @@ def buried(cause):
     return error
 
 
+def test_several_machines_must_be_told_where_to_meet(capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_tool(lambda args: None, arguments("--num-machines", "2"))
+    assert stop.value.code == 2 and "--dist-url tcp://HOST:PORT" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "error, code, words",
     [
         (UserError("train.seed=x"), 2, "error: train.seed=x"),
         (OSError(errno.ENOSPC, "No space left"), 2, "No space left; free disk space"),
         (buried(OSError(errno.EFBIG, "File too large")), 2, "File too large; free disk space"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            2,
+            "is killed by signal: Killed. Most often the machine ran out of memory",
+        ),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )

@@ -173,6 +173,17 @@ def test_bad_settings_are_refused_by_name(arguments, words):
         Attention(**({"dim": 16, "num_heads": 2} | arguments))
 
 
+@pytest.mark.parametrize("backend", ["eager", "matmul"])
+def test_training_after_inference_mode(backend):
+    """Tables are kept: those of a detection serve the training that follows in the process."""
+    grid = TokenGrid(5, 31)  # of no other test
+    module, x = Attention(16, 2, backend=backend), torch.randn(1, grid.num_tokens, 16)
+    with torch.inference_mode():
+        module(x, grid)
+    module(x, grid).sum().backward()
+    assert module.qkv.weight.grad.isfinite().all()
+
+
 def test_wrong_number_of_tokens_is_refused():
     q, k, v, table = random_inputs(TokenGrid(3, 3))
     with pytest.raises(ValueError, match="9 tokens do not fill"):

@@ -92,6 +92,11 @@ def test_finetuning_learns_resumes_and_evaluates(colours, tmp_path):
     kept = run("finetune_lomar_vit_tiny", colours, tmp_path / "larger", *opts)
     assert kept["classification"]["top1"] > 60  # the head came along
 
+    (colours / "red").rename(colours / "black")  # now the first by name
+    with pytest.raises(UserError, match="knows 3 classes.*missing there: .'red'.*'black'"):
+        opts = [*FINETUNE, f"train.init_checkpoint={best}"]
+        run("finetune_lomar_vit_tiny", colours, tmp_path / "wrong", *opts, eval_only=True)
+
 
 def test_linear_probe_leaves_the_encoder_as_it_was(colours, tmp_path):
     opts = [*PROBE, "train.epochs=2", "train.warmup_epochs=0", "train.seed=3"]
@@ -115,6 +120,10 @@ def test_knn_needs_no_training(colours, tmp_path):
     [
         (["train.epochs=0"], "train.epochs=0"),
         (["train.warmup_epochs=30"], "warmup_epochs"),
+        (["train.optimizer=null"], "train.optimizer=None must be text"),
+        (["train.milestone_epochs=abc"], "train.milestone_epochs=abc must be"),
+        (["data.augmentation.hflip=2"], "hflip=2 must be"),
+        (["train.device=mps"], "train.device=mps is not one of auto, cuda, cpu"),
         (["train.optimizer=adamz"], "train.optimizer=adamz"),
         (["data.val_fraction=1.5"], "val_fraction"),
         (["train.label_smoothing=1"], "label_smoothing"),

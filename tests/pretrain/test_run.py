@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import lomar_det
 from lomar_det.engine.config import find_config
 from lomar_det.errors import UserError
-from lomar_pretrain import load_pretrained, pretrain
+from lomar_pretrain import engine, load_pretrained, pretrain
 
 MODEL = dict(embed_dim=32, depth=2, num_heads=2, img_size=64, window_size=3, num_windows=2)
 TRAIN = dict(epochs=3, warmup_epochs=1, total_batch_size=4, log_period=1, device="cpu")
@@ -210,3 +210,11 @@ def test_pretraining_goes_on_from_given_weights(folders, watched, tmp_path):
     for name, tensor in given["model"].items():
         torch.testing.assert_close(final["model"][name], tensor)
         torch.testing.assert_close(final["trainer"]["ema"][name], tensor)
+
+
+def test_metrics_survive_a_crash_and_a_resume(tmp_path):
+    path = tmp_path / "metrics.json"
+    assert engine.read_metrics(path) == []
+    lines = ['{"iteration": 0, "lr": 1}', '{"iteration": 1, "l\0', '{"iteration": 0, "lr": 2}']
+    path.write_text("\n".join([*lines, '{"iteration": 3, "lr": 4}', '{"iter']))
+    assert engine.read_metrics(path) == [{"iteration": 0, "lr": 2}, {"iteration": 3, "lr": 4}]

@@ -13,6 +13,7 @@ from lomar_det.engine import load_plain, run_tool
 from lomar_det.engine.config import build_model, load_config
 from lomar_det.stream import SeededDataset, seed_everything, stream_loader
 from lomar_pretrain import engine as pretraining
+from lomar_pretrain import hooks
 from lomar_pretrain.data import PretrainTransform, WithNoise
 from lomar_pretrain.sources import find_images
 from lomar_pretrain.windows import windows_from_noise
@@ -140,7 +141,8 @@ def as_torchrun_would(rank, port, args):
     run_tool(pretraining.main, args)
 
 
-def test_two_processes_train_as_one_does(drawn_set, tmp_path):
+def test_two_processes_train_as_one_does(drawn_set, tmp_path, monkeypatch):
+    monkeypatch.setattr(hooks, "NUM_EXAMPLES", 1)  # sooner drawn
     one = pretrain_args(drawn_set[1], tmp_path / "one", LOMAR, "train.epochs=5")
     # one of the two draws now and then, and the other waits for it
     opts = ["train.epochs=5", "train.picture_epochs=4"]
