@@ -23,7 +23,7 @@ from ..settings import FLAG, RUN_RULES, TEXT, check_settings, number, one_of, pa
 from ..stream import count_accumulation_steps, seed_everything
 from .best import BestModel
 from .checkpointer import Checkpointer, check_output_dir, delete_old_run
-from .config import build_model, require_sections
+from .config import build_model, instantiate_section, require_sections
 from .contradictions import refuse_contradictions
 from .hooks import standard_hooks
 from .launch import setup_run
