@@ -94,7 +94,7 @@ def predict_pictures(
     if shrunk and not predictor.tile_size:
         logger.warning(
             "%d pictures are much larger than what the detector sees, %d pixels, and were shrunk; "
-            "was it trained on tiles of such pictures, or are objects small, use --tile-size %d",
+            "if it was trained on tiles of such pictures, or objects are small, use --tile-size %d",
             shrunk,
             predictor.image_size,
             predictor.image_size,

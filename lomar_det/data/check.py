@@ -92,13 +92,15 @@ def describe(data: dict) -> dict:
 def format_summary(summary: CocoSummary, statistics: dict) -> str:
     sizes = statistics["picture_sizes"]
     common = ", ".join(f"{w} x {h} ({count})" for w, h, count in sizes[:3])
+    if len(sizes) > 3:
+        common += ", ..."
     median_size = "{:g} x {:g}".format(*statistics["median_picture_size"])
     small, medium, large = statistics["objects_small_medium_large"]
     polygons, rles = statistics["num_polygon_masks"], statistics["num_rle_masks"]
     mean = summary.num_instances / max(1, summary.num_annotated_images)
     rows = [
         ("pictures", f"{summary.num_images}, of which {summary.num_annotated_images} with objects"),
-        ("sizes", f"median {median_size}; {len(sizes)} different: {common}, ..."),
+        ("sizes", f"median {median_size}; {len(sizes)} different: {common}"),
         ("objects", f"{summary.num_instances}, and {summary.num_crowds} crowd regions"),
         ("per picture", f"{mean:.1f} where there are any, at most {summary.max_instances}"),
         ("area", f"{small} below 32 x 32, {large} from 96 x 96, {medium} between"),

@@ -183,7 +183,9 @@ class Findings:
     def sentence(self, name: str) -> str:
         """One finding for a log line or an error: what, how many, the first of them, the remedy."""
         kind = KINDS[name]
-        return f"{kind.title} ({self.counts[name]}), first {self.examples[name][0]}; {kind.meaning}"
+        count, example = self.counts[name], self.examples[name][0]
+        where = f": {example}" if count == 1 else f" ({count}), first {example}"
+        return f"{kind.title}{where}; {kind.meaning}"
 
     def to_json(self) -> list[dict]:
         return [

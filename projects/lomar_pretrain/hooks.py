@@ -213,7 +213,7 @@ class CountBadImages(HookBase):
     def after_train(self) -> None:
         if self.file:
             logger.warning(
-                "%d unreadable pictures were replaced by others; they are listed in %s",
+                "Unreadable pictures, replaced by others: %d; they are listed in %s",
                 len(self.file),
                 self.file.path,
             )

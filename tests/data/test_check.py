@@ -312,6 +312,14 @@ def test_many_examples_are_counted_not_listed(drawn, capsys):
     assert f"... and {len(data['annotations']) - 5} more" in capsys.readouterr().out
 
 
+def test_one_finding_is_told_without_a_count_and_several_with_one():
+    findings = Findings()
+    findings.add("same-name", "tree")
+    assert "same name: tree; the table" in findings.sentence("same-name")
+    findings.add("same-name", "bush")
+    assert "same name (2), first tree; the table" in findings.sentence("same-name")
+
+
 def test_summary_describes_the_set(drawn, capsys):
     data, write = drawn
     paths = write(data)

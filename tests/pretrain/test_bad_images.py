@@ -132,7 +132,7 @@ def test_a_run_replaces_lists_and_reports(tmp_path):
     assert listed(output) == ["000.png", "005.png", "010.png"]
     log = (output / "log.txt").read_text()
     assert log.count("replaced by another picture: ") == 1  # the others in the same minute
-    assert f"3 unreadable pictures were replaced by others; they are listed in {output}" in log
+    assert f"Unreadable pictures, replaced by others: 3; they are listed in {output}" in log
     assert (output / "reconstruction.png").is_file()
 
 
