@@ -238,11 +238,17 @@ def test_two_processes_train_a_detector(drawn_set, tmp_path):
     )
 
 
-def test_resume_without_a_checkpoint_is_refused(drawn_set, tmp_path):
-    with pytest.raises(UserError, match="no checkpoint in .*train.output_dir"):
-        detect(drawn_set, tmp_path / "out", resume=True)
-    with pytest.raises(UserError, match="no checkpoint in .*train.output_dir"):
-        pretrain(drawn_set[1], tmp_path / "pre", "train.epochs=2", resume=True)
+def test_resume_without_a_checkpoint_starts_and_says_so(drawn_set, tmp_path):
+    """As in detectron2: a job that is requeued before its first checkpoint passes it, too."""
+    settings = ["train.epochs=2", "train.picture_epochs=0"]
+    pretrain(drawn_set[1], tmp_path / "pre", *settings, resume=True)
+    says = "no checkpoint in {}, the run starts at its beginning"
+    assert says.format(tmp_path / "pre") in (tmp_path / "pre" / "log.txt").read_text()
+    pretrain(drawn_set[1], tmp_path / "as_usual", *settings)
+    assert read_losses(tmp_path / "pre") == read_losses(tmp_path / "as_usual")
+    detect(drawn_set, tmp_path / "out", "train.eval_period=0", resume=True)
+    assert says.format(tmp_path / "out") in (tmp_path / "out" / "log.txt").read_text()
+    assert len(read_losses(tmp_path / "out")) == 4
 
 
 def test_resume_with_another_model_is_refused_and_changes_nothing(drawn_set, tmp_path):

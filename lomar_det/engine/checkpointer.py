@@ -142,23 +142,39 @@ def _iteration(path: Path) -> int:
         return -1
 
 
-def check_output_dir(settings: DictConfig, resume: bool) -> None:
+def check_output_dir(settings: DictConfig, resume: bool) -> bool:
     """Keeps a run that is started anew from overwriting another's results.
+
+    With ``--resume`` and nothing to resume from, the run starts at its beginning, with a warning,
+    as everywhere in detectron2: the script of a job that is requeued can always pass it.
 
     Args:
         settings: The ``train`` section: ``output_dir`` and ``overwrite``.
-        resume: Continue instead; nothing is checked then.
+        resume: Continue the run that is there.
+
+    Returns:
+        Whether there is a run to continue, the same in all processes.
 
     Raises:
-        UserError: the folder holds checkpoints, and ``train.overwrite`` is not set.
+        UserError: the folder holds checkpoints, and neither ``resume`` nor ``train.overwrite`` is
+            set.
     """
     saved = [path.name for path in _files_of_a_run(settings.output_dir) if path.suffix == ".pth"]
-    if saved and not resume and not settings.overwrite:
+    if resume:
+        found = comm.all_gather(any(map(RESUMABLE.fullmatch, saved)))[0]
+        if not found:
+            logger.warning(
+                "--resume: there is no checkpoint in %s, the run starts at its beginning",
+                settings.output_dir,
+            )
+        return found
+    if saved and not settings.overwrite:
         raise UserError(
             f"train.output_dir={settings.output_dir} holds a run already ({', '.join(saved[:3])}): "
             "continue it with --resume, choose another train.output_dir, or delete it and start "
             "over with train.overwrite=True"
         )
+    return False
 
 
 def delete_old_run(settings: DictConfig) -> None:

@@ -74,15 +74,19 @@ def main(args: argparse.Namespace) -> dict:
         check_settings(cfg, _RULES)
         refuse_contradictions(cfg)
         device = setup_run(cfg)
-        if not args.eval_only:
-            check_output_dir(cfg.train, args.resume)
+        training = not args.eval_only
+        resume = training and check_output_dir(cfg.train, args.resume)
+        batch = cfg.dataloader.train.total_batch_size
+        accumulation_steps = training and count_accumulation_steps(
+            batch, cfg.train.max_batch_per_gpu, cfg.train.accumulation_steps
+        )
         # The data is looked at after the loggers exist, so that what it decides is on record.
-        configure_data(cfg, training=not args.eval_only)
+        configure_data(cfg, training)
         _build_evaluator(cfg)  # what is wrong with it shows now, not after hours of training
         seed_everything(cfg.train.seed)
-        if args.eval_only:
+        if not training:
             return evaluate_checkpoint(cfg, device)
-        return train(cfg, build_model(cfg).to(device), device, args.resume)
+        return train(cfg, build_model(cfg).to(device), accumulation_steps, resume)
 
 
 def evaluate_checkpoint(cfg: DictConfig, device: torch.device) -> dict:
@@ -128,14 +132,9 @@ def write_results(results: dict, path: Path) -> None:
     path.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
 
-def train(cfg: DictConfig, model: nn.Module, device: torch.device, resume: bool) -> dict:
+def train(cfg: DictConfig, model: nn.Module, accumulation_steps: int, resume: bool) -> dict:
     """The training run of a config; returns the COCO results of the last evaluation."""
     full_config = copy.deepcopy(cfg)  # before live objects enter it
-    accumulation_steps = count_accumulation_steps(
-        cfg.dataloader.train.total_batch_size,
-        cfg.train.max_batch_per_gpu,
-        cfg.train.accumulation_steps,
-    )
     if not resume:
         _init_weights(cfg, model)
     cfg.optimizer.params.model = model

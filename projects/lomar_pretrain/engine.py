@@ -92,8 +92,7 @@ def start(cfg: DictConfig, resume: bool = False) -> Path:
     check_settings(cfg, _RULES)
     check_warmup(cfg.train)
     setup_run(cfg)
-    check_output_dir(cfg.train, resume)
-    return run(cfg, resume)
+    return run(cfg, check_output_dir(cfg.train, resume))
 
 
 def run(cfg: DictConfig, resume: bool = False) -> Path:

@@ -99,8 +99,8 @@ def main(args: argparse.Namespace) -> dict:
     check_settings(cfg, _RULES)
     check_warmup(cfg.train)
     setup_run(cfg)
-    if not (args.eval_only or cfg.train.knn):
-        check_output_dir(cfg.train, args.resume)
+    training = not (args.eval_only or cfg.train.knn)
+    resume = training and check_output_dir(cfg.train, args.resume)
     seed_everything(cfg.train.seed)
     train_samples, val_samples, classes = read_class_folders(
         cfg.data.path, cfg.data.val_fraction, cfg.train.seed
@@ -120,7 +120,7 @@ def main(args: argparse.Namespace) -> dict:
         return evaluate_checkpoint(cfg, model, val_set, classes)
     transform = train_transform(model.img_size, cfg.data.augmentation)
     train_set = LabelledPictures(train_samples, transform)
-    return train(cfg, model, train_set, val_set, classes, args.resume)
+    return train(cfg, model, train_set, val_set, classes, resume)
 
 
 def train(
