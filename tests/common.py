@@ -11,6 +11,8 @@ import torch
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from PIL import Image, ImageDraw
 
+from lomar_det.engine import run_tool
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Small enough for a second or two on two cores; everything else comes from the config files.
@@ -135,3 +137,18 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]
+
+
+def run_two_processes(main, args: argparse.Namespace) -> None:
+    """Runs a tool in two processes that torchrun's variables describe; both must end well."""
+    # forked, to save two starts of Python; not where autograd's GPU threads forbid it
+    method = "spawn" if torch.cuda.is_available() else "fork"
+    processes = torch.multiprocessing.start_processes
+    processes(_as_torchrun_would, (free_port(), main, args), 2, start_method=method)
+
+
+def _as_torchrun_would(rank: int, port: int, main, args: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": str(port)}
+    run_tool(main, args)

@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import torch
-from common import TINY_DETECTOR, TINY_PRETRAIN, data_settings, tool_args
+from common import TINY_DETECTOR, TINY_PRETRAIN, data_settings, run_two_processes, tool_args
 from detectron2.config import instantiate
 from detectron2.modeling import GeneralizedRCNN
 
@@ -220,6 +220,22 @@ def test_evaluation_follows_the_detectors_own_heads(drawn_set, tmp_path):
     detect(drawn_set, tmp_path / "out", f"data.train.annotations={boxes}", "train.max_iter=1")
     weights = f"train.init_checkpoint={tmp_path / 'out' / 'model_final.pth'}"
     assert detect(drawn_set, tmp_path / "eval", weights, eval_only=True).keys() == {"bbox"}
+
+
+def test_two_processes_train_a_detector(drawn_set, tmp_path):
+    """Passes, frozen parts, averages and evaluation decide who waits for whom: nobody for ever."""
+    opts = ["dataloader.train.total_batch_size=4", "train.accumulation_steps=2"]
+    opts += ["model.backbone.net.freeze_at=2", "train.ema_decay=0.9", "train.eval_period=0"]
+    settings = [*TINY_DETECTOR, *data_settings(*drawn_set), f"train.output_dir={tmp_path}", *opts]
+    run_two_processes(detection.main, tool_args(DETECT, *settings, "train.max_iter=2"))
+    assert "1 images x 2 process(es) x 2 accumulation" in (tmp_path / "log.txt").read_text()
+    assert all(map(math.isfinite, read_losses(tmp_path)[1].values()))
+    assert {"bbox", "segm"} <= json.loads((tmp_path / "metrics_test.json").read_text()).keys()
+    final = load_plain(tmp_path / "model_final.pth")
+    assert final["iteration"] == 1 and not torch.equal(
+        final["model"]["backbone.net.blocks.1.mlp.fc1.weight"],
+        final["trainer"]["ema"]["backbone.net.blocks.1.mlp.fc1.weight"],
+    )
 
 
 def test_resume_without_a_checkpoint_is_refused(drawn_set, tmp_path):

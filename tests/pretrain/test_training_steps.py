@@ -2,14 +2,13 @@
 
 import json
 import math
-import os
 
 import pytest
 import torch
-from common import TINY_PRETRAIN, free_port, tool_args
+from common import TINY_PRETRAIN, run_two_processes, tool_args
 from literal import literal_lomar_loss, literal_mae_loss
 
-from lomar_det.engine import load_plain, run_tool
+from lomar_det.engine import load_plain
 from lomar_det.engine.config import build_model, load_config
 from lomar_det.stream import SeededDataset, seed_everything, stream_loader
 from lomar_pretrain import engine as pretraining
@@ -134,13 +133,6 @@ def test_accumulation_trains_as_the_whole_batch_does(drawn_set, tmp_path, config
         assert_same_training(tmp_path / "whole", tmp_path / name)
 
 
-def as_torchrun_would(rank, port, args):
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
-    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": str(port)}
-    run_tool(pretraining.main, args)
-
-
 def test_two_processes_train_as_one_does(drawn_set, tmp_path, monkeypatch):
     monkeypatch.setattr(hooks, "NUM_EXAMPLES", 1)  # sooner drawn
     one = pretrain_args(drawn_set[1], tmp_path / "one", LOMAR, "train.epochs=5")
@@ -148,10 +140,7 @@ def test_two_processes_train_as_one_does(drawn_set, tmp_path, monkeypatch):
     opts = ["train.epochs=5", "train.picture_epochs=4"]
     two = pretrain_args(drawn_set[1], tmp_path / "two", LOMAR, *opts)
     pretraining.main(one)
-    port = free_port()
-    # forked, to save two starts of Python; not where autograd's GPU threads forbid it
-    method = "spawn" if torch.cuda.is_available() else "fork"
-    torch.multiprocessing.start_processes(as_torchrun_would, (port, two), 2, start_method=method)
+    run_two_processes(pretraining.main, two)
     assert "2 images x 2 process(es) x 1 acc" in (tmp_path / "two" / "log.txt").read_text()
     assert_same_training(tmp_path / "one", tmp_path / "two")
     sheets = sorted(path.name for path in (tmp_path / "two" / "pictures").iterdir())
