@@ -46,6 +46,8 @@ def main(args: argparse.Namespace) -> dict[str, Cost]:
     height, width = size if isinstance(size, list | tuple) else (size, size)
     costs = analyze(model, height, width)
     print(parameter_count_table(model, max_depth=3 if is_detector else 2))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{total / 1e6:.1f} million parameters in all")
     rows = [
         (name, f"{cost.flops / 1e9:.3f}", f"{cost.activations / 1e6:.3f}")
         for name, cost in costs.items()

@@ -86,6 +86,7 @@ def test_tables_of_a_detector_and_of_pretraining(capsys):
     assert costs["total"].flops == sum(c.flops for name, c in costs.items() if name != "total")
     out = capsys.readouterr().out
     assert "roi_heads.mask_head" in out and "96 x 160" in out
+    assert "\n3.8 million parameters in all\n" in out
     boxes = run(detector, "model.roi_heads.mask_head=null", "model.roi_heads.mask_in_features=null")
     assert "mask head" not in boxes
     assert boxes["box head"] == costs["box head"] and boxes["backbone"] != costs["backbone"]

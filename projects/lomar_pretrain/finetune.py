@@ -218,6 +218,7 @@ def evaluate_checkpoint(
         )
     save_config(cfg, "config_eval.yaml")
     model.load_state_dict({name: tensors[name] for name in own})
+    logger.info("Weights from %s: %d tensors loaded", path, len(own))
     return evaluate(cfg, model, val_set)
 
 
