@@ -42,8 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
         report = {"ok": not failed, "findings": findings.to_json()}
         if summary is not None:
             report["summary"] = asdict(summary) | statistics
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
+        try:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
+        except OSError as error:
+            print(f"error: --json {args.json} cannot be written: {error}", file=sys.stderr)
+            return 2
     return int(failed)
 
 

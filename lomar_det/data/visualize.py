@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import draw_segmentation_masks
 
+from ..errors import UserError
 from .classes import dataset_classes
 from .setup import configure_data
 
@@ -48,13 +49,25 @@ def visualize_detection_data(
     else:
         loader.total_batch_size, loader.num_workers, loader.seed = 1, 0, cfg.train.seed
         samples = (batch[0] for batch in instantiate(loader))
-    output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
+    output = make_folder(output)
     paths = []
     for number, sample in enumerate(islice(samples, num)):
         paths.append(output / f"{number:03d}_{Path(sample['file_name']).stem}.png")
         draw_sample(sample["image"], sample["instances"], names).save(paths[-1])
     return paths
+
+
+def make_folder(path: str | Path) -> Path:
+    """The folder, made if it is not there.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written: {error}") from None
+    return Path(path)
 
 
 def draw_sample(image: Tensor, instances: Instances, names: list[str]) -> Image.Image:
