@@ -18,9 +18,10 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from .engine.config import build_model
+from .engine.config import build_model, require_sections
 from .engine.yacs import load_any_config
 from .errors import UserError
+from .settings import check_settings, pair, whole
 
 NUM_DETECTIONS = 100  # what the mask head is counted for
 
@@ -40,10 +41,13 @@ def main(args: argparse.Namespace) -> dict[str, Cost]:
         UserError: anything the user can mend.
     """
     cfg = load_any_config(args.config_file, args.opts)
+    require_sections(cfg, args.config_file, "", "model._target_", "data")
     model = build_model(cfg)
     is_detector = isinstance(model, GeneralizedRCNN)
-    size = args.input_size or (cfg.data.image_size if is_detector else cfg.model.img_size)
+    size = args.input_size or (cfg.data.image_size if is_detector else model.img_size)
     height, width = size if isinstance(size, list | tuple) else (size, size)
+    rule = {"--input-size": pair(whole(1))}
+    check_settings({"--input-size": (height, width)}, rule)
     costs = analyze(model, height, width)
     print(parameter_count_table(model, max_depth=3 if is_detector else 2))
     total = sum(parameter.numel() for parameter in model.parameters())

@@ -1,7 +1,11 @@
 """The benchmarks run and report what they measured; the slow twin of pretraining."""
 
+import runpy
+import sys
+
 import pytest
 import torch
+from common import ROOT
 
 from lomar_det.benchmarks import format_rows
 from lomar_det.benchmarks.attention import TINY_CASES, benchmark_attention, format_table
@@ -29,6 +33,15 @@ def check(device, backends):
 
 def test_attention_on_a_cpu():
     assert "peak_gib" not in check("cpu", ["matmul", "eager"])["rows"][0]
+
+
+def test_a_file_that_cannot_be_written_is_named_before_measuring(tmp_path, monkeypatch, capsys):
+    tool = ROOT / "tools" / "benchmark.py"
+    monkeypatch.setattr(sys, "argv", [str(tool), "attention", "--tiny", "--json", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(tool), run_name="__main__")
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and not out and f"error: --json {tmp_path} cannot be" in err
 
 
 @pytest.mark.gpu

@@ -13,6 +13,7 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C at any time: no traceback
 from lomar_det.benchmarks import benchmark_attention, format_rows, format_table
 from lomar_det.benchmarks.detection import COLUMNS, benchmark_detection
 from lomar_det.engine import pick_device, run_tool
+from lomar_det.errors import UserError
 from lomar_pretrain.benchmarks import (
     LOADER_COLUMNS,
     STEP_COLUMNS,
@@ -22,6 +23,11 @@ from lomar_pretrain.benchmarks import (
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.json:
+        try:
+            args.json.open("a").close()  # now, not after the measurements
+        except OSError as error:
+            raise UserError(f"--json {args.json} cannot be written: {error}") from None
     device = pick_device(args.device)
     if args.what == "attention":
         result = benchmark_attention(device, args.tiny)
@@ -55,5 +61,5 @@ if __name__ == "__main__":
         metavar="N",
         help="loader: what the step eats, to say how many cores keep it busy",
     )
-    parser.set_defaults(num_gpus=1, num_machines=1)
+    parser.set_defaults(num_gpus=1, num_machines=1)  # run_tool: in this process
     run_tool(main, parser.parse_args())

@@ -14,11 +14,13 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the long imports: 
 from lomar_det.data.visualize import visualize_detection_data
 from lomar_det.engine import add_config_arguments, run_tool
 from lomar_det.engine.yacs import load_any_config
+from lomar_det.settings import check_settings, whole
 from lomar_pretrain.visualize_data import visualize_pretraining_data
 
 
 def main(args: argparse.Namespace) -> None:
     cfg = load_any_config(args.config_file, args.opts)
+    check_settings(vars(args), {"num": whole(1)})
     if "dataloader" in cfg:
         paths = visualize_detection_data(cfg, args.output, args.num, args.annotations_only)
     else:

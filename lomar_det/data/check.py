@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
             args.json.parent.mkdir(parents=True, exist_ok=True)
             args.json.write_text(json.dumps(report, indent=2, default=str) + "\n")
         except OSError as error:
-            print(f"error: {args.json} cannot be written: {error}", file=sys.stderr)
+            print(f"error: --json {args.json} cannot be written: {error}", file=sys.stderr)
             return 2
     return int(failed)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from ..engine.config import instantiate_section
+from ..errors import UserError
 from ..pictures import distinct_color, draw_objects
 from .classes import dataset_classes
 from .setup import configure_data
@@ -45,13 +46,25 @@ def visualize_detection_data(
     else:
         loader.total_batch_size, loader.num_workers, loader.seed = 1, 0, cfg.train.seed
         samples = (batch[0] for batch in instantiate_section(cfg, "dataloader.train"))
-    output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
+    output = make_folder(output)
     paths = []
     for number, sample in enumerate(islice(samples, num)):
         paths.append(output / f"{number:03d}_{Path(sample['file_name']).stem}.png")
         draw_sample(sample["image"], sample["instances"], names).save(paths[-1])
     return paths
+
+
+def make_folder(path: str | Path) -> Path:
+    """The folder, made if it is not there.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written: {error}") from None
+    return Path(path)
 
 
 def draw_sample(image: Tensor, instances: Instances, names: list[str]) -> Image.Image:

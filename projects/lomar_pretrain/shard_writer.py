@@ -14,11 +14,21 @@ from tqdm import tqdm
 from lomar_det.errors import UserError
 from lomar_det.image_files import IMAGE_SUFFIXES
 from lomar_det.images import MAX_MEGAPIXELS, UnreadableImageError, load_image
+from lomar_det.settings import Rule, check_settings, number, one_of, whole
 from lomar_det.stream import quiet_worker
 
 from .bad_images import BadImageFile
 from .shards import ShardImage
 from .sources import ImageList, find_images
+
+# arguments of `write_shards`, and of the tool with dashes
+_RULES = {
+    "shortest_side": whole(1) | one_of(None),
+    "quality": Rule("a whole number from 1 to 95", lambda value: value in range(1, 96)),
+    "shard_mb": number("(0, inf)"),
+    "num_workers": whole(0),
+    "max_megapixels": number("(0, inf)") | one_of(None),
+}
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +86,7 @@ def write_shards(
         from webdataset import ShardWriter
     except ImportError:
         raise UserError("writing needs webdataset: pip install 'lomar_det[shards]'") from None
-    _check_settings(shortest_side, quality, shard_mb)
+    check_settings(locals(), _RULES)
     output = Path(output)
     old = sorted(output.glob("shards-*.tar"))
     if old and not force:
@@ -191,12 +201,3 @@ class _Encoded(Dataset):
 
 def _as_it_is(sample):
     return sample
-
-
-def _check_settings(shortest_side: int | None, quality: int, shard_mb: float) -> None:
-    if shortest_side is not None and shortest_side < 1:
-        raise UserError(f"--shortest-side {shortest_side} must be at least 1")
-    if not 1 <= quality <= 95:
-        raise UserError(f"--quality {quality} must lie between 1 and 95")
-    if not shard_mb > 0:
-        raise UserError(f"--shard-mb {shard_mb:g} must be above 0")

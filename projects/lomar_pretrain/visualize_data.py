@@ -9,6 +9,9 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes
 
+from lomar_det.data.visualize import make_folder
+from lomar_det.engine.config import require_sections
+from lomar_det.errors import UserError
 from lomar_det.layers import to_pair
 from lomar_det.stream import SeededDataset, StreamSampler
 
@@ -32,7 +35,11 @@ def visualize_pretraining_data(cfg: DictConfig, output: str | Path, num: int = 8
     Raises:
         UserError: there are no pictures.
     """
+    needed = "model.img_size", "data.path", "data.crop_scale", "train.seed"
+    require_sections(cfg, "the config", "pretrain, configs/custom and configs/coco", *needed)
     data, model, seed = cfg.data, cfg.model, cfg.train.seed
+    if OmegaConf.is_missing(data, "path"):
+        raise UserError("data.path is not set: give the folder of your images, data.path=FOLDER")
     sources = list(data.path) if OmegaConf.is_list(data.path) else str(data.path)
     paths = find_images(sources, data.image_root)
     is_lomar = "num_windows" in model
@@ -41,8 +48,7 @@ def visualize_pretraining_data(cfg: DictConfig, output: str | Path, num: int = 8
         to_pair(model.img_size), data.crop_scale, data.flip, data.max_megapixels
     )
     samples = SeededDataset(paths, ReplaceUnreadable(WithNoise(transform, shape)), seed)
-    output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
+    output = make_folder(output)
     written = []
     order = StreamSampler(len(paths), seed, permutation=paths.permutation)
     for position, index in islice(order, num):

@@ -1,10 +1,13 @@
 """Pictures of the training data show what the loader yields."""
 
 import json
+import re
+import runpy
+import sys
 
 import numpy as np
 import pytest
-from common import TINY_DETECTOR, TINY_PRETRAIN, data_settings, tool_args
+from common import ROOT, TINY_DETECTOR, TINY_PRETRAIN, data_settings, tool_args
 from detectron2.config import instantiate
 from PIL import Image
 
@@ -55,6 +58,27 @@ def test_samples_are_those_of_training_in_its_order(drawn_set, tmp_path):
         size = sample["image"].shape[2], sample["image"].shape[1]
         with Image.open(path) as picture:
             assert picture.size == size
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--output", "{file}", "data.path={images}"], "--output .*file cannot be written"),
+        (["--num", "0", "data.path={images}"], "num=0 must be"),
+        ([], "data.path is not set"),
+    ],
+)
+def test_the_tool_says_what_is_wrong(drawn_set, tmp_path, monkeypatch, capsys, options, words):
+    (tmp_path / "file").touch()
+    given = [o.format(file=tmp_path / "file", images=drawn_set[1]) for o in options]
+    config = tool_args("pretrain/lomar_vit_tiny.py").config_file
+    tool = ROOT / "tools" / "visualize_data.py"
+    monkeypatch.setattr(sys, "argv", [str(tool), "--config-file", config, *given])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(tool), run_name="__main__")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and re.match(f"error: {words}", line)
 
 
 def test_crops_of_pretraining_show_windows_and_masks(drawn_set, tmp_path):

@@ -303,9 +303,11 @@ def test_shards_are_replaced_by_force_alone_and_never_by_half_ones(folder, shard
 def test_writing_says_what_is_wrong(folder, tmp_path, monkeypatch):
     images = find_images(folder)
     for settings, words in (
-        ({"shortest_side": 0}, "--shortest-side"),
-        ({"quality": 0}, "--quality"),
-        ({"shard_mb": 0}, "--shard-mb"),
+        ({"shortest_side": 0}, "shortest_side=0"),
+        ({"quality": 0}, "quality=0"),
+        ({"shard_mb": 0}, "shard_mb=0"),
+        ({"num_workers": -1}, "num_workers=-1"),
+        ({"max_megapixels": float("nan")}, "max_megapixels=nan"),
     ):
         with pytest.raises(UserError, match=words):
             write_shards(images, tmp_path / "out", **settings)
