@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> dict[str, Cost]:
     cfg = load_any_config(args.config_file, args.opts)
     model = build_model(cfg)
     is_detector = isinstance(model, GeneralizedRCNN)
-    size = args.input_size or (cfg.data.image_size if is_detector else cfg.model.img_size)
+    size = args.input_size or (cfg.data.image_size if is_detector else model.img_size)
     height, width = size if isinstance(size, list | tuple) else (size, size)
     costs = analyze(model, height, width)
     print(parameter_count_table(model, max_depth=3 if is_detector else 2))
