@@ -98,6 +98,8 @@ def test_tables_of_a_detector_and_of_pretraining(capsys):
         run("common/run.py")
     assert run("imagenet/linear_lomar_vit_tiny.py", input_size=[224, 224])["total"].flops > 0
     assert run("pretrain/lomar_vit_tiny.py", *TINY_PRETRAIN)["blocks"].flops > 0
+    probe = run("imagenet/linear_lomar_vit_tiny.py", "model.encoder.depth=1", "model.num_classes=5")
+    assert probe["head"].flops == 2 * 192 * 5
 
 
 def test_the_command_takes_size_and_settings(monkeypatch, capsys):

@@ -13,6 +13,7 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the long imports: 
 
 from lomar_det.data.visualize import visualize_detection_data
 from lomar_det.engine import add_config_arguments, run_tool
+from lomar_det.engine.config import require_sections
 from lomar_det.engine.yacs import load_any_config
 from lomar_det.settings import check_settings, whole
 from lomar_pretrain.visualize_data import visualize_pretraining_data
@@ -24,6 +25,7 @@ def main(args: argparse.Namespace) -> None:
     if "dataloader" in cfg:
         paths = visualize_detection_data(cfg, args.output, args.num, args.annotations_only)
     else:
+        require_sections(cfg, args.config_file, "pretrain", "data.crop_scale")
         paths = visualize_pretraining_data(cfg, args.output, args.num)
     print(*paths, sep="\n")
 

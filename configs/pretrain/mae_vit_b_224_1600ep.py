@@ -1,7 +1,7 @@
 """MAE, ViT-B/16, 224x224, absolute positions, 1600 epochs: the paper's baseline.
 
-Costs 19.1 GFLOP an image (forward); 59.9 at 384 and 84.5 at 448, where LoMaR's 4 windows stay at
-34.3. The next stage needs ``model.backbone.net.rel_pos=decomposed`` (or none) and
+Costs 19.4 GFLOP an image (forward); 60.6 at 384 and 85.5 at 448, where LoMaR's 4 windows stay at
+35.0. The next stage needs ``model.backbone.net.rel_pos=decomposed`` (or none) and
 ``model.backbone.net.use_abs_pos=True``.
 """
 

@@ -90,3 +90,12 @@ def test_crops_of_pretraining_show_windows_and_masks(drawn_set, tmp_path):
     assert pixels.shape == (64, 64, 3)
     red = (pixels == (255, 0, 0)).all(-1)
     assert red.any() and (pixels[~red] < 64).all(-1).mean() > 0.2  # masked patches are dark
+
+
+def test_the_command_refuses_a_config_of_another_stage(monkeypatch, capsys):
+    config = tool_args("imagenet/finetune_lomar_vit_tiny.py").config_file
+    monkeypatch.setattr("sys.argv", ["visualize_data.py", "--config-file", str(config)])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(str(ROOT / "tools" / "visualize_data.py"), run_name="__main__")
+    assert exit.value.code == 2
+    assert "no config for this tool" in capsys.readouterr().err
