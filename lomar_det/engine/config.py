@@ -1,5 +1,6 @@
 """Loading a LazyConfig with overrides, with one clear error for what a user mistyped."""
 
+import builtins
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ def load_config(path: str | Path, overrides: list[str]) -> DictConfig:
         raise UserError(f"the config file {path} does not exist; see the folder configs/")
     if Path(path).suffix != ".py":
         raise UserError(f"{path} is not a LazyConfig: this tool takes .py configs")
+    before = builtins.__import__
     try:
         cfg = LazyConfig.load(str(path))
     except SyntaxError as error:
@@ -41,6 +43,9 @@ def load_config(path: str | Path, overrides: list[str]) -> DictConfig:
         raise UserError(
             f"{path} cannot be loaded ({what}); where it happened: set LOMAR_DEBUG=1"
         ) from error
+    finally:
+        # LazyConfig replaces it while it reads a file, and forgets to put it back after an error.
+        builtins.__import__ = before
     for override in overrides:
         key, separator, _ = override.partition("=")
         if not separator:

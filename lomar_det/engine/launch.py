@@ -192,6 +192,8 @@ def _start_processes(main: Callable, args: argparse.Namespace) -> None:
         raise UserError(
             f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}"
         )
+    if not torch.cuda.is_available():
+        print(f"no GPU here: {args.num_gpus} processes on the CPU", file=sys.stderr)
     if args.num_machines > 1 and args.dist_url == "auto":
         raise UserError(
             "--num-machines needs --dist-url tcp://HOST:PORT, a free port of the machine of "

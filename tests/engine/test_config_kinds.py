@@ -1,5 +1,7 @@
 """Configs that are of another stage, or no configs at all: one clear error for every tool."""
 
+import builtins
+
 import pytest
 from common import ROOT, tool_args
 
@@ -54,5 +56,7 @@ def test_a_reference_to_nothing(value):
 )
 def test_a_config_that_fails(tmp_path, text, words):
     (tmp_path / "mine.py").write_text(text)
+    before = builtins.__import__
     with pytest.raises(UserError, match=f"mine.py cannot be loaded .{words}"):
         load_config(tmp_path / "mine.py", [])
+    assert builtins.__import__ is before

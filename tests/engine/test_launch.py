@@ -116,7 +116,8 @@ def test_exit_codes(capsys, error, code, words):
 def test_the_log_of_a_run(tmp_path, monkeypatch):
     """In ~, and with file names that are not UTF-8: no line may be lost."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    cfg = OmegaConf.create({"train": {"output_dir": "~/a run", "device": "cpu"}})
+    settings = {"output_dir": "~/a run", "device": "cpu", "precision": "auto"}
+    cfg = OmegaConf.create({"train": settings})
     setup_run(cfg)
     assert cfg.train.output_dir == f"{tmp_path}/a run"
     logging.getLogger("lomar_det").warning("cannot read %s", os.fsdecode(b"\xe9.png"))
