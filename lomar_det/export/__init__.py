@@ -95,7 +95,7 @@ def _require_onnx() -> None:
             importlib.import_module(name)
         except ImportError:
             raise UserError(
-                f"--format onnx needs {name}: pip install 'lomar_det[export]'"
+                f"--format onnx needs {name}: pip install onnx onnxscript onnxruntime"
             ) from None
 
 

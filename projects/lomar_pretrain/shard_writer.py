@@ -85,7 +85,7 @@ def write_shards(
     try:
         from webdataset import ShardWriter
     except ImportError:
-        raise UserError("writing needs webdataset: pip install 'lomar_det[shards]'") from None
+        raise UserError("writing needs webdataset: pip install webdataset") from None
     check_settings(locals(), _RULES)
     output = Path(output)
     old = sorted(output.glob("shards-*.tar"))

@@ -115,7 +115,7 @@ def _expand_braces(pattern: str) -> list[str]:
         from webdataset.shardlists import expand_urls
     except ImportError:
         raise UserError(
-            f"{pattern}: braces need webdataset, pip install 'lomar_det[shards]'; or write the "
+            f"{pattern}: braces need webdataset, pip install webdataset; or write the "
             "pattern with *"
         ) from None
     try:
