@@ -5,6 +5,7 @@ import math
 
 from omegaconf import DictConfig, OmegaConf
 
+from ..engine.config import as_list
 from ..errors import UserError
 from .coco import CocoSummary, merge_summaries, register_coco
 
@@ -71,11 +72,6 @@ def _register(cfg: DictConfig, split: str) -> CocoSummary:
     loader = cfg.dataloader.train if split == "train" else cfg.dataloader.test
     loader.dataset.names = names if len(names) > 1 else names[0]
     return merge_summaries(summaries)
-
-
-def as_list(setting) -> list[str]:
-    """A setting that may be one path or several."""
-    return [str(path) for path in setting] if OmegaConf.is_list(setting) else [str(setting)]
 
 
 def _check_same_categories(first: CocoSummary, second: CocoSummary) -> None:

@@ -6,7 +6,7 @@ require_detectron2()
 
 from .best import BestModel
 from .checkpointer import Checkpointer, check_output_dir, delete_old_run
-from .hooks import StopOnDivergence, StopOnSignal, standard_hooks
+from .hooks import StopOnDivergence, StopOnSignal, hooks_by_epochs, standard_hooks
 from .launch import (
     add_config_arguments,
     add_run_arguments,
@@ -15,7 +15,7 @@ from .launch import (
     save_config,
     setup_run,
 )
-from .precision import autocast, resolve_precision
+from .precision import autocast, autocast_as_set, resolve_precision
 from .schedules import check_warmup, plan_epochs, step_schedule, warmup_cosine_schedule
 from .serialization import load_plain, save_atomically
 from .trainer import Trainer, build_trainer, wrap_ddp
@@ -29,10 +29,12 @@ __all__ = [
     "add_config_arguments",
     "add_run_arguments",
     "autocast",
+    "autocast_as_set",
     "build_trainer",
     "check_output_dir",
     "check_warmup",
     "delete_old_run",
+    "hooks_by_epochs",
     "load_plain",
     "pick_device",
     "plan_epochs",

@@ -190,3 +190,8 @@ def instantiate_section(cfg: DictConfig, section: str):
         raise
     except (TypeError, ValueError, ArithmeticError, AssertionError) as error:
         raise UserError(f"{section}: {error}") from error
+
+
+def as_list(setting) -> list[str]:
+    """A setting that may be one path or several."""
+    return [str(path) for path in setting] if OmegaConf.is_list(setting) else [str(setting)]

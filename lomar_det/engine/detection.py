@@ -27,7 +27,7 @@ from .config import build_model, instantiate_section, require_sections
 from .contradictions import refuse_contradictions
 from .hooks import standard_hooks
 from .launch import setup_run
-from .precision import autocast, resolve_precision
+from .precision import autocast_as_set
 from .trainer import build_trainer
 from .yacs import load_any_config, save_run_config, worded_for
 
@@ -104,8 +104,7 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> dict:
     if evaluator is None:
         logger.warning("dataloader.evaluator is null: nothing is evaluated")
         return {}
-    device = torch.device(cfg.train.device)
-    with autocast(device, resolve_precision(cfg.train.precision, device)):
+    with autocast_as_set(cfg.train):
         results = inference_on_dataset(
             model, instantiate_section(cfg, "dataloader.test"), evaluator
         )

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from ..errors import UserError
 from ..stream import get_rank, mix_seed, seed_everything
 from .checkpointer import Checkpointer
+from .schedules import Plan
 from .writers import writer_hook
 
 logger = logging.getLogger(__name__)
@@ -226,3 +227,20 @@ def standard_hooks(
         writer_hook(settings, max_iter) if is_main else None,
         StopOnSignal(checkpointer),
     ]
+
+
+def hooks_by_epochs(
+    settings: DictConfig, checkpointer: Checkpointer, plan: Plan, evaluation: Sequence[HookBase]
+) -> list[HookBase | None]:
+    """`standard_hooks` of a run whose settings count in epochs."""
+    return standard_hooks(
+        settings,
+        checkpointer,
+        plan.schedule,
+        plan.max_iter,
+        settings.total_batch_size,
+        plan.period(settings.checkpoint_epochs),
+        settings.max_to_keep,
+        plan.period(settings.milestone_epochs),
+        evaluation,
+    )

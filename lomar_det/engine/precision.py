@@ -3,6 +3,7 @@
 import contextlib
 
 import torch
+from omegaconf import DictConfig
 
 from ..errors import UserError
 
@@ -32,3 +33,9 @@ def autocast(device: torch.device, dtype: torch.dtype):
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=dtype)
+
+
+def autocast_as_set(settings: DictConfig):
+    """Autocast to what ``device`` and ``precision`` of a config's ``train`` section say."""
+    device = torch.device(settings.device)
+    return autocast(device, resolve_precision(settings.precision, device))

@@ -27,12 +27,12 @@ from lomar_det.engine import (
     check_output_dir,
     check_warmup,
     delete_old_run,
+    hooks_by_epochs,
     plan_epochs,
     save_config,
     setup_run,
-    standard_hooks,
 )
-from lomar_det.engine.config import build_model, load_config, require_sections
+from lomar_det.engine.config import as_list, build_model, load_config, require_sections
 from lomar_det.errors import UserError
 from lomar_det.settings import FLAG, RUN_RULES, check_settings, number, one_of, pair, whole
 from lomar_det.stream import (
@@ -104,7 +104,7 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
     )
     seed_everything(settings.seed)
     model = build_model(cfg).to(device)  # before the pictures are looked for: it may be impossible
-    paths = find_images(_as_list(cfg.data.path), cfg.data.image_root)
+    paths = find_images(as_list(cfg.data.path), cfg.data.image_root)
     plan = plan_epochs(settings, len(paths))
     optimizer = torch.optim.AdamW(
         param_groups_weight_decay(model, settings.weight_decay),
@@ -124,19 +124,8 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
         resume,
     )
     trainer.compute_losses = _compute_losses(device, bad_images)
-    trainer.register_hooks(
-        standard_hooks(
-            settings,
-            checkpointer,
-            plan.schedule,
-            plan.max_iter,
-            batch,
-            plan.period(settings.checkpoint_epochs),
-            settings.max_to_keep,
-            plan.period(settings.milestone_epochs),
-            [bad_images, *evaluation_hooks(cfg, trainer.eval_model, paths, plan.iters_per_epoch)],
-        )
-    )
+    watching = evaluation_hooks(cfg, trainer.eval_model, paths, plan.iters_per_epoch)
+    trainer.register_hooks(hooks_by_epochs(settings, checkpointer, plan, [bad_images, *watching]))
 
     path = Path(settings.output_dir, "backbone_final.pth")
     start_iter = checkpointer.resume(plan.max_iter) if resume else 0
@@ -173,10 +162,6 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
             plot_training(metrics, Path(settings.output_dir, "loss.png"))
         logger.info("The backbone for the next stage: %s", path)
     return path
-
-
-def _as_list(path) -> list[str]:
-    return [str(p) for p in path] if OmegaConf.is_list(path) else [str(path)]
 
 
 def _compute_losses(device: torch.device, bad_images: CountBadImages):

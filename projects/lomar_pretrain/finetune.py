@@ -1,6 +1,7 @@
 """Image classification with a pretrained encoder: what `tools/finetune.py` runs."""
 
 import argparse
+import functools
 import logging
 from pathlib import Path
 
@@ -22,16 +23,15 @@ from lomar_det.data.classes import check_class_names
 from lomar_det.engine import (
     BestModel,
     Checkpointer,
-    autocast,
+    autocast_as_set,
     build_trainer,
     check_output_dir,
     check_warmup,
     delete_old_run,
+    hooks_by_epochs,
     plan_epochs,
-    resolve_precision,
     save_config,
     setup_run,
-    standard_hooks,
 )
 from lomar_det.engine.config import build_model, load_config, require_sections
 from lomar_det.engine.detection import write_results
@@ -54,7 +54,7 @@ from .classification import (
     read_class_folders,
     train_transform,
 )
-from .probe import knn_accuracy
+from .probe import extract_features, knn_accuracy
 
 logger = logging.getLogger(__name__)
 
@@ -156,19 +156,8 @@ def train(
         best.update(results, trainer.eval_model, min(trainer.iter + 1, plan.max_iter))
         return results
 
-    trainer.register_hooks(
-        standard_hooks(
-            settings,
-            checkpointer,
-            plan.schedule,
-            plan.max_iter,
-            batch,
-            plan.period(settings.checkpoint_epochs),
-            settings.max_to_keep,
-            plan.period(settings.milestone_epochs),
-            [EvalHook(plan.period(settings.eval_epochs) or 0, evaluate_and_keep)],
-        )
-    )
+    evaluation = [EvalHook(plan.period(settings.eval_epochs) or 0, evaluate_and_keep)]
+    trainer.register_hooks(hooks_by_epochs(settings, checkpointer, plan, evaluation))
     start_iter = 0
     if resume:
         start_iter = checkpointer.resume(plan.max_iter)
@@ -226,7 +215,7 @@ def evaluate(cfg: DictConfig, model: nn.Module, val_set: LabelledPictures) -> di
     """Top-1 and top-5 accuracy: printed, and written to ``metrics_test.json``."""
 
     def predict(batch: tuple[Tensor, Tensor]) -> Tensor:
-        with _autocast(cfg):
+        with autocast_as_set(cfg.train):
             return model(batch[0].to(cfg.train.device, non_blocking=True))
 
     with inference_context(model):
@@ -237,7 +226,6 @@ def evaluate(cfg: DictConfig, model: nn.Module, val_set: LabelledPictures) -> di
     return results
 
 
-@torch.no_grad()
 def evaluate_knn(
     cfg: DictConfig, model: nn.Module, train_set: LabelledPictures, val_set: LabelledPictures
 ) -> dict:
@@ -249,24 +237,14 @@ def evaluate_knn(
     encoder = getattr(model, "encoder", model).eval()
 
     def extract(pictures: LabelledPictures) -> tuple[Tensor, Tensor]:
-        features, labels = [], []
-        for images, numbers in _eval_loader(cfg, pictures):
-            with _autocast(cfg):
-                tokens = encoder.patch_features(images.to(cfg.train.device))
-            features.append(tokens.float().mean(dim=1).cpu())
-            labels.append(numbers)
-        return torch.cat(features), torch.cat(labels)
+        autocast = functools.partial(autocast_as_set, cfg.train)
+        return extract_features(encoder, _eval_loader(cfg, pictures), autocast)
 
     top1 = 100 * knn_accuracy(*extract(train_set), *extract(val_set), cfg.train.knn)
     results = {"classification": {"knn_top1": top1, "images": len(val_set)}}
     print_csv_format(results)
     write_results(results, Path(cfg.train.output_dir, "metrics_test.json"))
     return results
-
-
-def _autocast(cfg: DictConfig):
-    device = torch.device(cfg.train.device)
-    return autocast(device, resolve_precision(cfg.train.precision, device))
 
 
 def _eval_loader(cfg: DictConfig, pictures: LabelledPictures) -> DataLoader:

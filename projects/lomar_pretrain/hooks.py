@@ -10,13 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from omegaconf import DictConfig
 
-from lomar_det.engine import Checkpointer, autocast, resolve_precision
+from lomar_det.engine import Checkpointer, autocast_as_set
 from lomar_det.errors import UserError
 
 from .bad_images import BadImage, BadImageFile
@@ -78,8 +77,7 @@ def evaluation_hooks(
 
 
 def _build_probe(cfg: DictConfig, model: LoMaR | MAE) -> KNNProbe:
-    device, probe = torch.device(cfg.train.device), cfg.train.probe
-    precision = functools.partial(autocast, device, resolve_precision(cfg.train.precision, device))
+    probe = cfg.train.probe
     return KNNProbe(
         model,
         probe.path,
@@ -87,7 +85,7 @@ def _build_probe(cfg: DictConfig, model: LoMaR | MAE) -> KNNProbe:
         probe.max_images,
         probe.batch_size,
         cfg.data.num_workers,
-        precision,
+        functools.partial(autocast_as_set, cfg.train),
     )
 
 

@@ -66,6 +66,30 @@ def knn_accuracy(
     return correct / len(test_labels)
 
 
+@torch.no_grad()
+def extract_features(
+    encoder: nn.Module, loader: DataLoader, autocast: Callable = nullcontext
+) -> tuple[Tensor, Tensor]:
+    """Mean of the patch tokens of whole pictures, and their labels, both on the CPU.
+
+    Args:
+        encoder: In evaluation mode, with ``patch_features``.
+        loader: Of images (B, 3, height, width) and labels (B,).
+        autocast: Context of the forward passes, for mixed precision.
+
+    Returns:
+        Features (n, C) in fp32 and labels (n,).
+    """
+    device = next(encoder.parameters()).device
+    features, labels = [], []
+    for images, numbers in loader:
+        with autocast():
+            tokens = encoder.patch_features(images.to(device))  # (B, H * W, C)
+        features.append(tokens.float().mean(dim=1).cpu())
+        labels.append(numbers)
+    return torch.cat(features), torch.cat(labels)
+
+
 def split_per_class(labels: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Indices of the training and the test half: every class shuffled, then cut in the middle.
 
@@ -150,7 +174,6 @@ class KNNProbe:
 
     def _extract(self) -> tuple[Tensor, Tensor]:
         """Features (n, C) and labels (n,) of the chosen pictures that can be read, on the CPU."""
-        device = next(self.model.parameters()).device
         loader = DataLoader(
             _Readable(self.folders, self.chosen, self.model.img_size),
             batch_size=self.batch_size,
@@ -159,18 +182,12 @@ class KNNProbe:
             # Starting a loader draws a number: not from the run's generator.
             generator=torch.Generator().manual_seed(0),
         )
-        features, labels = [], []
         was_training = self.model.training
         self.model.eval()
         try:
-            for images, numbers in loader:
-                with self.autocast():
-                    tokens = self.model.patch_features(images.to(device))  # (B, H * W, C)
-                features.append(tokens.float().mean(dim=1).cpu())
-                labels.append(numbers)
+            features, labels = extract_features(self.model, loader, self.autocast)
         finally:
             self.model.train(was_training)
-        features, labels = torch.cat(features), torch.cat(labels)
         readable = labels != UNREADABLE
         if not readable.all():
             first = self.chosen[int(readable.long().argmin())]

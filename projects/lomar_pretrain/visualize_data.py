@@ -10,7 +10,7 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes
 
 from lomar_det.data.visualize import make_folder
-from lomar_det.engine.config import require_sections
+from lomar_det.engine.config import as_list, require_sections
 from lomar_det.errors import UserError
 from lomar_det.layers import to_pair
 from lomar_det.stream import SeededDataset, StreamSampler
@@ -40,8 +40,7 @@ def visualize_pretraining_data(cfg: DictConfig, output: str | Path, num: int = 8
     data, model, seed = cfg.data, cfg.model, cfg.train.seed
     if OmegaConf.is_missing(data, "path"):
         raise UserError("data.path is not set: give the folder of your images, data.path=FOLDER")
-    sources = list(data.path) if OmegaConf.is_list(data.path) else str(data.path)
-    paths = find_images(sources, data.image_root)
+    paths = find_images(as_list(data.path), data.image_root)
     is_lomar = "num_windows" in model
     shape = (model.num_windows, noise_per_window(model.window_size)) if is_lomar else (1,)
     transform = PretrainTransform(
