@@ -20,6 +20,8 @@ run = OmegaConf.create(
         # of both stages; where the classification data have no val/, also of the split
         "seeds": [0, 1, 2],
         "output_dir": "output/ablation",
+        # the output_dir of another ablation, to share its pretraining runs; null: own ones
+        "pretrain_dir": None,
         "title": "Ablation",
         # the plot has bars; or, with a label here, a line over the number x of the cells
         "x_label": None,

@@ -80,7 +80,7 @@ def _run_cell(cell: Cell, seed: int, output: Path) -> dict:
     record: dict[str, Any] = {"cell": cell.name, "seed": seed, "metric": cell.metric}
     record |= {"value": None, "pretrain": None}
     if cell.pretrain is not None:
-        pretrained = _folder(output, cell.pretrained_by, seed) / "pretrain"
+        pretrained = _pretrain_folder(cell, seed)
         record["pretrain"] = _run(cell.pretrain, seed, pretrained)
         opts = [f"train.init_checkpoint={pretrained / 'backbone_final.pth'}"]
     downstream = _run(cell.downstream, seed, folder / "downstream", *opts)
@@ -150,11 +150,12 @@ def _begun(folder: Path) -> dict | None:
 def _refuse_changes(cell: Cell, seed: int, output: Path) -> None:
     """A folder holds runs of one and the same settings."""
     folder = _folder(output, cell.name, seed)
+    folders = {"pretrain": _pretrain_folder(cell, seed), "downstream": folder / "downstream"}
     record = _read(folder / "cell.json")
     then = {"metric": record["metric"]} if record else {}
     now = {"metric": cell.metric} if record else {}
     for name, run in (("pretrain", cell.pretrain), ("downstream", cell.downstream)):
-        old = record[name] if record else _begun(folder / name)
+        old = record[name] if record else folders[name] and _begun(folders[name])
         if old is None and not record:
             continue  # not begun
         then[name] = old and old["settings"]
@@ -162,9 +163,12 @@ def _refuse_changes(cell: Cell, seed: int, output: Path) -> None:
     then, now = _flatten(then), _flatten(now)
     for key in sorted(then.keys() | now.keys()):
         if then.get(key) != now.get(key):
+            name = key.partition(".")[0]
+            where = folder if record else folders[name]
+            what = "run.pretrain_dir" if where == folders["pretrain"] else "run.output_dir"
             raise UserError(
-                f"{folder} was run with other settings: {key} was {then.get(key)}, and is "
-                f"{now.get(key)} now; go back to them, choose another run.output_dir, or delete "
+                f"{where} was run with other settings: {key} was {then.get(key)}, and is "
+                f"{now.get(key)} now; go back to them, choose another {what}, or delete "
                 "that folder to run the cell again"
             )
 
@@ -184,6 +188,10 @@ def _flatten(settings: dict, prefix: str = "") -> dict[str, Any]:
 
 def _folder(output: Path, cell: str, seed: int) -> Path:
     return output / cell / f"seed{seed}"
+
+
+def _pretrain_folder(cell: Cell, seed: int) -> Path | None:
+    return cell.pretrain and cell.pretrain_dir / f"seed{seed}" / "pretrain"
 
 
 def _read(path: Path) -> dict | None:

@@ -46,7 +46,7 @@ _SECTIONS = {
     "downstream": ("stage", "config", "data", "overrides", "metric"),
     "cells": (),
     "budget": ("epochs", "images", "minutes", "calibration_steps"),
-    "run": ("seeds", "output_dir", "title", "x_label"),
+    "run": ("seeds", "output_dir", "pretrain_dir", "title", "x_label"),
 }
 _UNTIMED_STEPS = 5  # of a calibration: the first steps are slower
 
@@ -92,8 +92,7 @@ class Cell:
     Attributes:
         name: Of its folder, too.
         pretrain: None starts from random weights.
-        pretrained_by: The cell in whose folder the pretraining lies: the first of those that share
-            it.
+        pretrain_dir: Where the pretraining lies: the folder of the first cell that has this one.
         downstream: The run that is measured.
         metric: ``TASK/NAME`` in its results.
         x: Where it lies on the horizontal axis of the plot; None: nowhere.
@@ -101,7 +100,7 @@ class Cell:
 
     name: str
     pretrain: Run | None
-    pretrained_by: str
+    pretrain_dir: Path | None
     downstream: Run
     metric: str
     x: float | None
@@ -121,24 +120,21 @@ def plan_cells(cfg: DictConfig) -> list[Cell]:
     """
     _check(cfg)
     cells: list[Cell] = []
-    pretrained_by: dict[Run, str] = {}
-    limited: dict[Run, Run] = {}
+    pretrainings: dict[Run, tuple[Run, Path]] = {}
     for name, settings in cfg.cells.items():
         with in_cell(name):
             own = settings.get("downstream", {})
             downstream = _make_run(cfg.downstream.stage, cfg.downstream, own, "downstream")
             downstream.load()  # what is mistyped shows now
-            pretrain, own = None, settings.get("pretrain", {})
+            pretrain, folder, own = None, None, settings.get("pretrain", {})
             if own is not None:
                 asked_for = _make_run("pretrain", cfg.pretrain, own, "pretrain")
-                pretrained_by.setdefault(asked_for, name)
-                if asked_for not in limited:
-                    folder = Path(cfg.run.output_dir, name)
-                    limited[asked_for] = _limit(asked_for, cfg.budget, folder)
-                pretrain = limited[asked_for]
-        owner = pretrained_by[asked_for] if pretrain else name
+                if asked_for not in pretrainings:
+                    folder = Path(cfg.run.pretrain_dir or cfg.run.output_dir, name)
+                    pretrainings[asked_for] = _limit(asked_for, cfg.budget, folder), folder
+                pretrain, folder = pretrainings[asked_for]
         metric = settings.get("downstream", {}).get("metric", cfg.downstream.metric)
-        cells.append(Cell(name, pretrain, owner, downstream, metric, settings.get("x")))
+        cells.append(Cell(name, pretrain, folder, downstream, metric, settings.get("x")))
     return cells
 
 

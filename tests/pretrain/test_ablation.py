@@ -38,7 +38,9 @@ cells = OmegaConf.create(%(cells)r)
 budget = OmegaConf.create(
     {"epochs": None, "images": 20, "minutes": None, "calibration_steps": 2}
 )
-run = OmegaConf.create({"seeds": [0], "output_dir": "", "title": "Test", "x_label": None})
+run = OmegaConf.create(
+    {"seeds": [0], "output_dir": "", "pretrain_dir": None, "title": "Test", "x_label": None}
+)
 """
 
 
@@ -255,10 +257,11 @@ def test_recipes_plan_and_pair_positions(path, tmp_path):
     """Every cell's downstream model has the positions that it was pretrained with."""
     cfg = load_config(path, ["pretrain.data=IMAGES", f"run.output_dir={tmp_path}"])
     cfg.downstream.data = None
+    cfg.budget.update(epochs=30, minutes=None)  # minutes would be measured
     cells = plan_cells(cfg)
     assert cells[0].name == "random" and cells[0].pretrain is None
     for cell in cells[1:]:
-        assert cell.pretrained_by == cell.name
+        assert cell.pretrain_dir.name == cell.name
         pretrain, downstream = cell.pretrain.load(), cell.downstream.load().model
         model = pretrain.model
         assert pretrain.train.warmup_epochs == pretrain.train.epochs / 10
