@@ -4,10 +4,11 @@ Box AP of the small Mask R-CNN on COCO-format data after 400 steps. All pretrain
 ``mae`` has ViTDet's positions, absolute and decomposed; the other rows are one and the same
 detector, with iRPE, from other weights.
 
-    python tools/ablate.py --config-file configs/ablation/detection_tiny.py pretrain.data=IMAGES \
+    python tools/ablate.py --config-file configs/ablation/detection_tiny.py \
         downstream.data.train.annotations=train.json downstream.data.train.images=IMAGES \
         downstream.data.val.annotations=val.json downstream.data.val.images=IMAGES
 
+Pretraining sees the pictures of the training file, or those of ``pretrain.data=IMAGES``.
 The paper's size is ViT-B/16, 1600 epochs of ImageNet-1k, then 25 of COCO. A copy of this file with
 the recipes ``lomar_vit_b_224_1600ep``, ``mae_vit_b_224_1600ep`` and
 ``configs/coco/mask_rcnn_lomar_vit_b_25ep.py``, without the overrides that make things small, and
@@ -30,7 +31,14 @@ VITDET = [
 UNSET = {"annotations": "???", "images": "???"}
 
 pretrain = OmegaConf.create(
-    {"config": "lomar_vit_tiny", "data": "???", "overrides": ["train.picture_epochs=0", *CPU]}
+    {
+        "config": "lomar_vit_tiny",
+        "data": {
+            "path": "${downstream.data.train.annotations}",
+            "image_root": "${downstream.data.train.images}",
+        },
+        "overrides": ["train.picture_epochs=0", *CPU],
+    }
 )
 downstream = OmegaConf.create(
     {

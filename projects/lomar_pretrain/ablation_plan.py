@@ -200,15 +200,20 @@ def _data_opts(section: DictConfig, name: str) -> list[str]:
     """``data`` of a section as overrides: a path, or settings by name; null for none."""
     if OmegaConf.is_missing(section, "data"):
         raise UserError(f"{name}.data is not set: give the folder of your pictures")
-    data = section.data
-    if not isinstance(data, DictConfig):
-        return [] if data is None else [f"data.path={_text(data)}"]
+    if not isinstance(section.data, DictConfig):
+        return [] if section.data is None else [f"data.path={_text(section.data)}"]
+    return _flatten_data(section.data, name)
+
+
+def _flatten_data(settings: DictConfig, name: str, prefix: str = "data.") -> list[str]:
     opts = []
-    for part, settings in data.items():
-        for key in settings:
-            if OmegaConf.is_missing(settings, key):
-                raise UserError(f"{name}.data.{part}.{key} is not set")
-            opts.append(f"data.{part}.{key}={_text(settings[key])}")
+    for key in settings:
+        if OmegaConf.is_missing(settings, key):
+            raise UserError(f"{name}.{prefix}{key} is not set")
+        if isinstance(settings[key], DictConfig):
+            opts += _flatten_data(settings[key], name, f"{prefix}{key}.")
+        else:
+            opts.append(f"{prefix}{key}={_text(settings[key])}")
     return opts
 
 
