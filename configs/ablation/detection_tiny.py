@@ -37,7 +37,12 @@ pretrain = OmegaConf.create(
             "path": "${downstream.data.train.annotations}",
             "image_root": "${downstream.data.train.images}",
         },
-        "overrides": ["train.picture_epochs=0", *CPU],
+        "overrides": [
+            "train.picture_epochs=0",
+            "train.total_batch_size=16",  # many steps in few minutes
+            "train.base_lr=8e-3",
+            *CPU,
+        ],
     }
 )
 downstream = OmegaConf.create(
@@ -65,7 +70,7 @@ cells = OmegaConf.create(
         },
     }
 )
-budget.minutes = 3
+budget.minutes = 4
 run.seeds = [0, 1]
 run.title = "Detection by pretraining"
 run.output_dir = "output/ablation/detection_tiny"
