@@ -77,6 +77,7 @@ setup(
         "shards": ["webdataset>=1.0"],
         "export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.18"],
         "eval": ["hotcoco>=1.3"],
+        "jpeg": ["simplejpeg>=1.8"],
         "wandb": ["wandb>=0.17"],
         "dev": [
             "pytest>=8.0",

@@ -1,4 +1,4 @@
-"""Opening pictures of all kinds, the same way in both stages. Works without detectron2.
+"""Opening pictures of all kinds, the same way in all stages. Works without detectron2.
 
 Formats are Pillow's. Of a file with several frames (TIFF, animated WebP, GIF) the first is taken.
 """
@@ -6,7 +6,7 @@ Formats are Pillow's. Of a file with several frames (TIFF, animated WebP, GIF) t
 import contextlib
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -14,6 +14,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from .errors import UserError
+
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
 
 MAX_MEGAPIXELS = 180.0  # what Pillow refuses by itself; 540 MB as RGB
 
@@ -89,11 +94,75 @@ def load_image(
             names it.
     """
     with _opened(source, max_megapixels) as image:
-        is_known = _says_orientation(image)
-        image.load()
-        orientation = _orientation(image) if is_known else 1
-        rgb = _to_rgb(image)
-        return rgb if orientation == 1 else rgb.transpose(_TRANSPOSE[orientation])
+        return _load(image)
+
+
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+
+def load_box(
+    source: str | Path | ImageSource,
+    choose: Callable[[int, int], Box],
+    enough: tuple[int, int],
+    max_megapixels: float | None = MAX_MEGAPIXELS,
+) -> np.ndarray:
+    """Part of a picture, decoded no finer than needed: what `load_image` gives there, but faster.
+
+    A JPEG is decoded at 1/8, 1/4 or 1/2 of its size if the box is then still large enough, and the
+    box is rounded to its pixels. At full size, simplejpeg (``pip install simplejpeg``) decodes in
+    less time than Pillow, and the same.
+
+    Args:
+        source: A path, or anything that opens like one.
+        choose: (height, width) of the picture -> the box (top, left, height, width).
+        enough: (height, width) that the part should have at least, if the box has.
+        max_megapixels: Larger pictures are refused before they are decoded; None for no limit.
+
+    Returns:
+        (height, width, 3), uint8, RGB; a view of more pixels.
+
+    Raises:
+        UnreadableImageError: as `load_image`.
+    """
+    with _opened(source, max_megapixels) as image:
+        if image.format != "JPEG":
+            pixels = np.array(_load(image))
+            return _cut(pixels, choose(*pixels.shape[:2]))
+        width, height = image.size if _orientation(image) < 5 else image.size[::-1]
+        top, left, box_height, box_width = choose(height, width)
+        shrink = max(1, min(box_height // enough[0], box_width // enough[1]))
+        pixels = _decode_fast(image) if shrink == 1 else None
+        if pixels is None:
+            image.draft(None, (image.width // shrink, image.height // shrink))
+            pixels = np.array(_load(image))
+        y, x = pixels.shape[0] / height, pixels.shape[1] / width
+        bottom, right = round((top + box_height) * y), round((left + box_width) * x)
+        top, left = round(top * y), round(left * x)
+        return _cut(pixels, (top, left, bottom - top, right - left))
+
+
+def _decode_fast(jpeg: Image.Image) -> np.ndarray | None:
+    """The whole picture by simplejpeg, if it is installed and this is a case for it."""
+    if simplejpeg is None or jpeg.mode not in ("RGB", "L") or _orientation(jpeg) != 1:
+        return None
+    jpeg.fp.seek(0)
+    try:
+        return simplejpeg.decode_jpeg(jpeg.fp.read(), "RGB")
+    except ValueError:  # it is damaged: how badly, Pillow decides
+        return None
+
+
+def _cut(pixels: np.ndarray, box: Box) -> np.ndarray:
+    top, left, height, width = box
+    return pixels[top : top + height, left : left + width]
+
+
+def _load(image: Image.Image) -> Image.Image:
+    is_known = _says_orientation(image)
+    image.load()
+    orientation = _orientation(image) if is_known else 1
+    rgb = _to_rgb(image)
+    return rgb if orientation == 1 else rgb.transpose(_TRANSPOSE[orientation])
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,11 +21,15 @@ from lomar_det.stream import SeededDataset, stream_loader
 from .data import IMAGENET_MEAN, IMAGENET_STD, PretrainTransform, WithNoise
 from .lomar import LoMaR
 from .mae import MAE
+from .shard_writer import write_shards
+from .sources import ImageList, find_images
 from .usual import UsualLoMaR
 
 VIT_B = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12)
 TINY = dict(patch_size=8, embed_dim=48, depth=2, num_heads=2)
 TINY_DECODER = dict(decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2)
+# pixels of the shortest side: a fifth of the crops, the smallest, is then enlarged to 224
+SHRUNK = 320
 # title: (model, its settings, batch, how it trains)
 CASES = {
     "usual code, LoMaR 224, 4 windows": (UsualLoMaR, dict(img_size=224), 256, "usual"),
@@ -124,7 +128,9 @@ def _make_step(model: nn.Module, batch: int, how: str, device: torch.device) -> 
 
 
 def benchmark_loader(num_workers: int, images_per_second: float = 0.0, tiny: bool = False) -> dict:
-    """Times the loading of 640x480 JPEGs: ours, and PIL with torchvision's classic transforms.
+    """Times the loading of JPEGs: ours, and PIL with torchvision's classic transforms.
+
+    The pictures are as large as COCO's; for the last row `tools/make_shards.py` has shrunk them.
 
     Args:
         num_workers: Processes that load; 0 loads in this one.
@@ -145,15 +151,18 @@ def benchmark_loader(num_workers: int, images_per_second: float = 0.0, tiny: boo
         with Image.open(path) as image:
             return classic(image.convert("RGB")), torch.rand(4, 51)
 
-    cases = {
-        "PIL, classic transforms": open_classic,
-        "lomar_pretrain": WithNoise(PretrainTransform(224), (4, 51)),
-    }
+    ours = WithNoise(PretrainTransform(224), (4, 51))
     rows: list[dict] = []
     with TemporaryDirectory() as folder:
         paths = draw_photos(Path(folder), 16 if tiny else 256)
-        for title, make in cases.items():
-            rate = _loading_rate(paths, make, num_workers, seconds=0.5 if tiny else 10)
+        shards = write_shards(ImageList(list(map(str, paths))), folder, SHRUNK, quality=90)
+        cases = {
+            "640x480, PIL, classic transforms": (paths, open_classic),
+            "640x480": (paths, ours),
+            f"shards, shortest side {SHRUNK}": (find_images(shards), ours),
+        }
+        for title, (pictures, make) in cases.items():
+            rate = _loading_rate(pictures, make, num_workers, seconds=0.5 if tiny else 10)
             per_core = rate / max(1, num_workers)
             row = {"case": title, "img/s": rate, "img/s/core": per_core}
             row["x classic"] = rate / rows[0]["img/s"] if rows else 1.0
@@ -177,9 +186,10 @@ def draw_photos(folder: Path, number: int, size: tuple[int, int] = (640, 480)) -
     return paths
 
 
-def _loading_rate(paths: list[Path], make, num_workers: int, seconds: float) -> float:
-    batch = min(64, len(paths))
-    loader = iter(stream_loader(SeededDataset(paths, make, 0), batch, 0, num_workers=num_workers))
+def _loading_rate(pictures: Sequence, make, num_workers: int, seconds: float) -> float:
+    batch = min(64, len(pictures))
+    dataset = SeededDataset(pictures, make, 0)
+    loader = iter(stream_loader(dataset, batch, 0, num_workers=num_workers))
     for _ in range(max(2, 2 * num_workers)):  # until all workers are at it
         next(loader)
     count, start = 0, time.perf_counter()

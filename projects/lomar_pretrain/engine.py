@@ -43,7 +43,7 @@ from lomar_det.stream import (
 )
 
 from .bad_images import BadImage, ReplaceUnreadable, collate_images
-from .data import PretrainTransform, WithNoise
+from .data import PretrainTransform, WithNoise, normalize
 from .hooks import CountBadImages, evaluation_hooks
 from .pictures import plot_training
 from .sources import find_images
@@ -169,7 +169,7 @@ def _compute_losses(device: torch.device, bad_images: CountBadImages):
         tensors, failed = batch
         bad_images.add(failed)
         images, noise = (tensor.to(device, non_blocking=True) for tensor in tensors)
-        return {"loss": model(images, noise=noise).loss}
+        return {"loss": model(normalize(images), noise=noise).loss}
 
     return compute
 

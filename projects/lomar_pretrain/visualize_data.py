@@ -16,7 +16,7 @@ from lomar_det.layers import to_pair
 from lomar_det.stream import SeededDataset, StreamSampler
 
 from .bad_images import ReplaceUnreadable
-from .data import PretrainTransform, WithNoise, denormalize
+from .data import PretrainTransform, WithNoise
 from .sources import find_images
 from .windows import WindowSample, noise_per_window, windows_from_noise
 
@@ -51,8 +51,7 @@ def visualize_pretraining_data(cfg: DictConfig, output: str | Path, num: int = 8
     written = []
     order = StreamSampler(len(paths), seed, permutation=paths.permutation)
     for position, index in islice(order, num):
-        (crop, noise), _ = samples[position, index]
-        picture = (denormalize(crop) * 255).byte()
+        (picture, noise), _ = samples[position, index]
         if is_lomar:
             grid = tuple(side // model.patch_size for side in picture.shape[1:])
             windows = windows_from_noise(noise[None], grid, model.window_size, model.mask_ratio)

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pil_to_tensor
 
+from lomar_det import images
 from lomar_det.errors import UserError
-from lomar_det.images import image_size, load_image
+from lomar_det.images import image_size, load_box, load_image
 from lomar_pretrain.data import PretrainTransform, denormalize, normalize
 
 PIXELS = np.arange(24 * 16 * 3, dtype=np.uint8).reshape(24, 16, 3)
@@ -162,10 +165,86 @@ def test_truncated_picture_is_named(tmp_path):
 
 def test_normalisation_is_undone():
     image = Image.fromarray(PIXELS)
-    restored = denormalize(normalize(image)).permute(1, 2, 0) * 255
+    restored = denormalize(normalize(pil_to_tensor(image))).permute(1, 2, 0) * 255
     torch.testing.assert_close(restored, torch.tensor(PIXELS).float(), atol=0.01, rtol=0)
 
 
-def test_transform_gives_the_wanted_size(tmp_path):
-    Image.fromarray(PIXELS).save(tmp_path / "x.png")
-    assert PretrainTransform((32, 48), flip=True)(tmp_path / "x.png").shape == (3, 32, 48)
+def photo(width, height):
+    """Smooth colours with edges, as a camera sees them."""
+    rng = np.random.default_rng(0)
+    pixels = np.asarray(
+        Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(
+            (width, height), Image.Resampling.BICUBIC
+        )
+    ).copy()
+    pixels[height // 3 : height // 2, width // 4 : width // 2] //= 2
+    return Image.fromarray(pixels)
+
+
+def difference(a, b):
+    """Mean, of 255."""
+    return np.abs(np.asarray(a).astype(float) - np.asarray(b)).mean()
+
+
+@pytest.fixture(params=["simplejpeg", "Pillow"])
+def decoder(request, monkeypatch):
+    if request.param == "Pillow":
+        monkeypatch.setattr(images, "simplejpeg", None)
+
+
+@pytest.mark.usefixtures("decoder")
+@pytest.mark.parametrize("suffix, mode", [(s, m) for s, modes in MODES.items() for m in modes])
+def test_a_box_is_that_of_the_whole_picture(tmp_path, suffix, mode):
+    path = tmp_path / f"x.{suffix}"
+    photo(96, 64).convert(mode).save(path)
+    sizes = []
+    box = load_box(path, lambda *size: sizes.append(size) or (8, 16, 32, 48), (32, 48))
+    assert sizes == [(64, 96)]
+    assert difference(box, load_image(path).crop((16, 8, 64, 40))) == 0
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_box_lies_in_the_turned_picture(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo(640, 480).save(tmp_path / f"x.{suffix}", exif=exif)
+    image = load_image(tmp_path / f"x.{suffix}")
+    for enough, shrink in ((200, 1), (100, 2)):  # of a JPEG
+        box = load_box(tmp_path / f"x.{suffix}", lambda *_: (40, 60, 240, 200), (enough, enough))
+        shrink = shrink if suffix == "jpg" else 1
+        assert box.shape == (240 // shrink, 200 // shrink, 3)
+        part = image.crop((60, 40, 260, 280)).resize(box.shape[1::-1], Image.Resampling.BOX)
+        assert difference(box, part) < 2
+
+
+@pytest.mark.parametrize("shrink", [1, 2, 4, 8])
+def test_a_large_jpeg_is_decoded_no_finer_than_needed(tmp_path, shrink):
+    photo(1603, 1201).save(tmp_path / "x.jpg", quality=95)
+    enough = 1100 // shrink, 1300 // shrink
+    box = load_box(tmp_path / "x.jpg", lambda *_: (100, 300, 1101, 1301), enough)
+    assert enough[0] <= box.shape[0] <= enough[0] + 2 and enough[1] <= box.shape[1] <= enough[1] + 2
+    part = load_image(tmp_path / "x.jpg").crop((300, 100, 1601, 1201))
+    part = part.resize(box.shape[1::-1], Image.Resampling.BOX)
+    assert difference(box, part) < 4
+
+
+@pytest.mark.usefixtures("decoder")
+@pytest.mark.parametrize("size", [(640, 480), (300, 500), (90, 40), (2000, 1500)])
+def test_crops_are_those_of_torchvision(tmp_path, size):
+    """The slow twin: the whole picture by Pillow, then torchvision's transforms on it."""
+    photo(*size).save(tmp_path / "x.jpg", quality=95)
+    ours = PretrainTransform((64, 96), (0.3, 0.9), flip=True)
+    twin = v2.Compose(
+        [
+            v2.RandomResizedCrop((64, 96), (0.3, 0.9), interpolation=v2.InterpolationMode.BICUBIC),
+            v2.RandomHorizontalFlip(),
+        ]
+    )
+    for seed in range(20):
+        torch.manual_seed(seed)
+        crop = ours(tmp_path / "x.jpg")
+        torch.manual_seed(seed)
+        expected = pil_to_tensor(twin(load_image(tmp_path / "x.jpg")))
+        assert crop.shape == (3, 64, 96) and crop.dtype == torch.uint8
+        assert difference(crop, expected) < 2  # boxes are rounded to coarser pixels

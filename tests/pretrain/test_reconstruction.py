@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from lomar_det.layers import patchify
 from lomar_pretrain import MAE, LoMaR, pictures, sample_windows
@@ -34,7 +35,7 @@ def scaled(pred, patch, norm_pix_loss):
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
 def test_lomar_pixels_against_a_literal_loop(norm_pix_loss):
     model = make_lomar(norm_pix_loss=norm_pix_loss)
-    image = normalize(noise_image(40, 24))  # a grid of 6 rows and 10 columns
+    image = normalize(pil_to_tensor(noise_image(40, 24)))  # a grid of 6 rows and 10 columns
     result = reconstruct(model, image, seed=5)
     generator = torch.Generator().manual_seed(5)
     windows = sample_windows(1, (6, 10), 3, 3, 0.8, generator=generator)
@@ -61,7 +62,7 @@ def test_lomar_pixels_against_a_literal_loop(norm_pix_loss):
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
 def test_mae_pixels(norm_pix_loss):
     model = MAE(**SMALL, **DECODER, norm_pix_loss=norm_pix_loss)
-    image = normalize(noise_image(32, 32))
+    image = normalize(pil_to_tensor(noise_image(32, 32)))
     result = reconstruct(model, image, seed=5)
     noise = torch.rand(1, 64, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
@@ -79,7 +80,7 @@ def test_mae_pixels(norm_pix_loss):
 
 def test_drawing_leaves_the_run_alone():
     model = make_lomar().train()
-    image = normalize(noise_image(32, 32))
+    image = normalize(pil_to_tensor(noise_image(32, 32)))
     state = torch.get_rng_state()
     first, second = reconstruct(model, image), reconstruct(model, image)
     assert torch.equal(torch.get_rng_state(), state) and model.training

@@ -13,7 +13,7 @@ from lomar_det.engine.config import build_model, load_config
 from lomar_det.stream import SeededDataset, seed_everything, stream_loader
 from lomar_pretrain import engine as pretraining
 from lomar_pretrain import hooks
-from lomar_pretrain.data import PretrainTransform, WithNoise
+from lomar_pretrain.data import PretrainTransform, WithNoise, normalize
 from lomar_pretrain.sources import find_images
 from lomar_pretrain.windows import windows_from_noise
 
@@ -75,7 +75,7 @@ def test_two_steps_are_the_literal_ones(drawn_set, tmp_path, config, rel_pos, ab
     for step in (1, 2):
         images, noise = next(batches)
         leaves = {name: p[name].requires_grad_() for name in trained}
-        loss = literal_loss(p | leaves, images.double(), noise, cfg)
+        loss = literal_loss(p | leaves, normalize(images).double(), noise, cfg)
         losses.append(loss.item())
         lr = 0.32 * 4 / 256 * (1 + math.cos(math.pi * (step - 1) / 2)) / 2
         gradients = torch.autograd.grad(loss, list(leaves.values()))
