@@ -136,16 +136,17 @@ class StopOnDivergence(HookBase):
 
 
 class StopOnSignal(HookBase):
-    """SIGTERM, SIGUSR1 and Ctrl-C write a checkpoint after the current step and end the run.
+    """SIGTERM, SIGUSR1, SIGHUP and Ctrl-C write a checkpoint after this step and end the run.
 
     So a scheduler's warning before it kills (SLURM's ``--signal``, torchrun, Kubernetes) costs no
-    work. The exit code is 128 plus the signal's number: 143 for SIGTERM, 138 for SIGUSR1, 130 for
-    Ctrl-C; torchrun turns all but 0 into its own 1. A run that gets a signal in its last step ends
-    as usual. A second Ctrl-C ends at once, without a checkpoint. Several processes compare notes
-    every ten steps: it is enough that one of them gets the signal.
+    work, and neither does a lost connection; after ``nohup`` the run goes on. The exit code is 128
+    plus the signal's number: 143 for SIGTERM, 138 for SIGUSR1, 129 for SIGHUP, 130 for Ctrl-C;
+    torchrun turns all but 0 into its own 1. A run that gets a signal in its last step ends as
+    usual. A second Ctrl-C ends at once, without a checkpoint. Several processes compare notes every
+    ten steps: it is enough that one of them gets the signal.
     """
 
-    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
     def __init__(self, checkpointer):
         self.checkpointer = checkpointer
@@ -154,6 +155,8 @@ class StopOnSignal(HookBase):
 
     def before_train(self) -> None:
         for number in self.signals:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # by nohup
             self._previous[number] = signal.signal(number, self._receive)
 
     def after_train(self) -> None:

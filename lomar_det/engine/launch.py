@@ -41,7 +41,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "exit codes: 0 done; 2 an error of the settings, the data or the disk, in one line; "
         "stopped by a signal, after writing a checkpoint for --resume: 143 SIGTERM, 138 SIGUSR1, "
-        "130 Ctrl-C"
+        "129 SIGHUP, 130 Ctrl-C"
     )
     add_config_arguments(parser)
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")

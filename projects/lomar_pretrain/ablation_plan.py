@@ -122,6 +122,8 @@ def plan_cells(cfg: DictConfig) -> list[Cell]:
     cells: list[Cell] = []
     pretrainings: dict[Run, tuple[Run, Path]] = {}
     for name, settings in cfg.cells.items():
+        if settings is None:  # left out, by cells.NAME=null
+            continue
         with in_cell(name):
             own = settings.get("downstream", {})
             downstream = _make_run(cfg.downstream.stage, cfg.downstream, own, "downstream")
@@ -170,6 +172,8 @@ def _check(cfg: DictConfig) -> None:
     for name, cell in cfg.cells.items():
         if not re.fullmatch(r"[\w.+-]+", str(name)):
             raise UserError(f"cells: {name!r} is no name of letters, digits and .+-_")
+        if cell is None:
+            continue
         _check_keys(cell, f"cells.{name}", {"pretrain", "downstream", "x"})
         if cell.get("pretrain") is not None:
             _check_keys(cell.pretrain, f"cells.{name}.pretrain", {"config", "overrides"})

@@ -321,7 +321,9 @@ def test_step_schedule_is_vitdets():
     assert at(44388) == pytest.approx(0.01)
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGHUP, 129)]
+)
 def test_signal_writes_a_checkpoint_and_exits(tmp_path, number, code):
     def batches():
         for step in range(10):
@@ -339,3 +341,19 @@ def test_signal_writes_a_checkpoint_and_exits(tmp_path, number, code):
     Checkpointer(again.model, str(tmp_path), trainer=again).resume_or_load("", resume=True)
     assert again.iter == 3 and torch.equal(again.model.weight, trainer.model.weight)
     assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_a_run_under_nohup_goes_on(tmp_path):
+    def batches():
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGHUP)
+            yield torch.ones(2, 3)
+
+    trainer = make_trainer(batches())
+    trainer.register_hooks([StopOnSignal(Checkpointer(trainer.model, str(tmp_path)))])
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        trainer.train(0, 3)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert trainer.iter == 3
