@@ -1,0 +1,19 @@
+"""`detection_tiny.py` for small objects, such as the nuclei of cells in pictures of 256x256.
+
+Pictures are enlarged to about 512 pixels: training sees crops of 256, evaluation the whole.
+
+    python tools/ablate.py --config-file configs/ablation/detection_zoomed_tiny.py \
+        downstream.data.train.annotations=train.json downstream.data.train.images=IMAGES \
+        downstream.data.val.annotations=val.json downstream.data.val.images=IMAGES
+"""
+
+from .detection_tiny import budget, cells, downstream, pretrain, run
+
+EVALUATION = "dataloader.test.mapper.augmentations.0"
+downstream.overrides += [
+    "data.min_scale=1.6",
+    "data.max_scale=2.4",
+    f"{EVALUATION}.short_edge_length=512",
+    f"{EVALUATION}.max_size=512",
+]
+run.output_dir = "output/ablation/detection_zoomed_tiny"
