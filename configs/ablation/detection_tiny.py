@@ -56,7 +56,7 @@ downstream = OmegaConf.create(
             "dataloader.train.num_workers=0",
             "dataloader.test.num_workers=0",
         ],
-        "metric": "bbox/AP",
+        "metric": ["bbox/AP", "bbox/AP50"],  # with masks also segm/AP
     }
 )
 cells = OmegaConf.create(
