@@ -25,13 +25,15 @@ COLUMNS = (
     "downstream_seconds",
     "pretrain_images",
 )
-_EXPLANATION = (
-    "Each row is one way to pretrain; `-` is what does not exist or could not be computed. "
-    "{metrics}: of the evaluation at the end of the run downstream, mean ± standard deviation "
-    "(n - 1) over the seeds; their single values, in the order of the seeds, are at the right. "
-    "Budget of each pretraining: {budget}. Epochs, images (repetitions included) and seconds (wall "
-    "clock) of a run: means over the seeds."
-)
+_EXPLANATION = """\
+Each row is one way to pretrain, and what it is worth downstream:
+
+- {metrics}: at the end of the run downstream, mean ± standard deviation (n - 1) over the seeds;
+  under "single" the value of each seed, in their order
+- pretraining: budget {budget}; epochs and images (repetitions included) that were trained
+- s: seconds by the clock of one run, mean over the seeds
+- a dash: there is none, or it could not be computed
+"""
 _COLOR, _FILL = "tab:blue", "lightsteelblue"
 _ACROSS = ("dimgrey", "tab:orange", "tab:green")  # lines across
 
@@ -54,9 +56,9 @@ def write_table(cells: list[Cell], records: list[dict], cfg: DictConfig, output:
     table = io.StringIO()
     writer = csv.DictWriter(table, COLUMNS, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
-    writer.writerows(
-        row | {"values": _all(row["values"], " "), "seeds": len(row["seeds"])} for row in rows
-    )
+    for row in rows:
+        values = " ".join(f"{value:.2f}" for value in row["values"])
+        writer.writerow(row | {"values": values, "seeds": len(row["seeds"])})
     (output / "table.csv").write_text(table.getvalue(), "utf-8")
     (output / "table.md").write_text(_markdown(rows, records, cfg), "utf-8")
     save_figure(_plot(rows, cfg.run), output / "plot.png")
@@ -65,10 +67,6 @@ def write_table(cells: list[Cell], records: list[dict], cfg: DictConfig, output:
 def format_number(value: float | None, digits: int = 2) -> str:
     """None, what does not exist or could not be computed, is a dash."""
     return "-" if value is None or math.isnan(value) else f"{value:,.{digits}f}"
-
-
-def _all(values: list[float], separator: str) -> str:
-    return separator.join(f"{value:.2f}" for value in values)
 
 
 def _rows(cell: Cell, records: list[dict]) -> list[dict]:
@@ -122,7 +120,6 @@ def _markdown(rows: list[dict], records: list[dict], cfg: DictConfig) -> str:
         f"# {cfg.run.title}",
         "",
         _EXPLANATION.format(metrics=", ".join(metrics), budget=budget),
-        "",
         _line(header),
         _line(["---"] * len(header)),
     ]
