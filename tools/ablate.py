@@ -1,9 +1,13 @@
 """Compares ways to pretrain: a grid of pretraining and downstream runs, as a table and a plot.
 
-python tools/ablate.py --config-file configs/ablation/X.py [--num-gpus N] \
-    pretrain.data=IMAGES downstream.data=FOLDER key=value ...
+python tools/ablate.py --config-file configs/ablation/X.py [--num-gpus N] key=value ...
 
-The same command again continues where it stopped.
+such as pretrain.data=IMAGES downstream.data=FOLDER; each config says what it needs.
+
+The same command again continues where it stopped. Of the results that a run recorded,
+downstream.metric chooses one or several for table and plot, also afterwards:
+downstream.metric=[bbox/AP,segm/AP]. run.pretrain_dir=FOLDER, the run.output_dir of another
+ablation, shares its pretraining runs.
 """
 
 import argparse

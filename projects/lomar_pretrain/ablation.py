@@ -2,13 +2,13 @@
 
 A cell is a way to pretrain, or none, and the run downstream that measures it. Every cell and seed
 has a folder with its two runs, each with a ``run.json``, and a ``cell.json`` once both are done:
-all that a restarted command needs to know.
+all that a restarted command needs to know. They hold all results of a run, from which the metrics
+that are asked for are taken when the table is written.
 """
 
 import argparse
 import datetime
 import gc
-import json
 import math
 import time
 from pathlib import Path
@@ -16,24 +16,21 @@ from typing import Any
 
 import torch
 from detectron2.utils import comm
+from omegaconf import DictConfig
 
 import lomar_det
-from lomar_det.engine import pick_device, save_atomically
-from lomar_det.engine.checkpointer import RESUMABLE
+from lomar_det.engine import pick_device
 from lomar_det.engine.config import load_config
 from lomar_det.engine.launch import describe_machine
-from lomar_det.errors import UserError
 
 from .ablation_plan import Cell, Run, in_cell, plan_cells
+from .ablation_records import read_begun, read_record, refuse_changes, write_record
 from .ablation_table import format_number, write_table
 from .engine import read_metrics
 
-# Settings that change how a run goes, but not what comes out.
-_WITHOUT_EFFECT = ("num_workers", "log_period", "wandb")
-
 
 def main(args: argparse.Namespace) -> list[dict]:
-    """Runs what is not done yet, and writes table and plot anew after each cell.
+    """Runs what is not done yet, and writes table and plot anew first and after each cell.
 
     Returns:
         The contents of all ``cell.json`` files, seed by seed.
@@ -47,8 +44,9 @@ def main(args: argparse.Namespace) -> list[dict]:
     jobs = [(cell, seed) for seed in cfg.run.seeds for cell in cells]
     for cell, seed in jobs:  # all of them, before hours are spent on the first
         _refuse_changes(cell, seed, output)
-    records = [_read(_folder(output, cell.name, seed) / "cell.json") for cell, seed in jobs]
+    records = [read_record(_folder(output, cell.name, seed) / "cell.json") for cell, seed in jobs]
     comm.synchronize()  # all processes have read them
+    _report(cells, records, cfg, output)  # of other metrics or titles than before, say
     seconds: list[float] = []
     for number, (cell, seed) in enumerate(jobs):
         if records[number] is not None:
@@ -64,35 +62,40 @@ def main(args: argparse.Namespace) -> list[dict]:
             raise
         seconds.append(time.perf_counter() - start)
         left = records.count(None) * sum(seconds) / len(seconds) / 60
-        _say(f"{title}: {cell.metric} {format_number(record['value'])}; about {left:.0f} min left")
-        if comm.is_main_process():
-            write_table(cells, filter(None, records), cfg, output)
-    if not seconds and comm.is_main_process():  # titles may have changed
-        write_table(cells, records, cfg, output)
+        value = f"{record['metric']} {format_number(record['value'])}"
+        _say(f"{title}: {value}; about {left:.0f} min left")
+        _report(cells, records, cfg, output)
     if comm.is_main_process():
-        print((output / "table.md").read_text())
+        print((output / "table.md").read_text("utf-8"))
     return records
+
+
+def _report(cells: list[Cell], records: list[dict | None], cfg: DictConfig, output: Path) -> None:
+    """Table and plot of what is done; refuses metrics that it does not have."""
+    done = [record for record in records if record is not None]
+    by_name = {cell.name: cell for cell in cells}
+    for record in done:
+        with in_cell(record["cell"]):
+            by_name[record["cell"]].measured(record)
+    if done and comm.is_main_process():
+        write_table(cells, done, cfg, output)
 
 
 def _run_cell(cell: Cell, seed: int, output: Path) -> dict:
     """Pretraining, if the cell has any and it is not done, then the run downstream."""
     folder, opts = _folder(output, cell.name, seed), []
-    record: dict[str, Any] = {"cell": cell.name, "seed": seed, "metric": cell.metric}
+    record: dict[str, Any] = {"cell": cell.name, "seed": seed, "metric": cell.metrics[0]}
     record |= {"value": None, "pretrain": None}
     if cell.pretrain is not None:
         pretrained = _pretrain_folder(cell, seed)
         record["pretrain"] = _run(cell.pretrain, seed, pretrained)
         opts = [f"train.init_checkpoint={pretrained / 'backbone_final.pth'}"]
     downstream = _run(cell.downstream, seed, folder / "downstream", *opts)
-    task, _, name = cell.metric.partition("/")
-    if name not in downstream["results"].get(task, {}):
-        known = [f"{t}/{n}" for t, metrics in downstream["results"].items() for n in metrics]
-        raise UserError(f"no metric {cell.metric} among the results: {', '.join(known)}")
-    record["value"] = downstream["results"][task][name]
     record["downstream"] = downstream
+    record["value"] = cell.measured(record)[record["metric"]]
     record["machine"] = describe_machine(pick_device(downstream["settings"]["train"]["device"]))
     record |= {"lomar_det": lomar_det.__version__, "date": _today()}
-    _write(record, folder / "cell.json")
+    write_record(record, folder / "cell.json")
     return record
 
 
@@ -103,7 +106,7 @@ def _run(run: Run, seed: int, folder: Path, *opts: str) -> dict:
     if it is killed without notice.
     """
     run, path = run.with_opts(f"train.seed={seed}"), folder / "run.json"
-    record = _begun(folder)
+    record = read_begun(folder)
     resume = record is not None
     if path.is_file():  # killed before its first checkpoint, it has left metrics behind
         opts = (*opts, "train.overwrite=True")
@@ -111,7 +114,7 @@ def _run(run: Run, seed: int, folder: Path, *opts: str) -> dict:
     if record is None:
         record = {"settings": run.settings(), "seconds": 0.0}
         folder.mkdir(parents=True, exist_ok=True)
-        _write(record, path)
+        write_record(record, path)
     elif "date" in record:
         return record
     _say(f"--- {'continued' if resume else 'started'}: {folder}")
@@ -120,7 +123,7 @@ def _run(run: Run, seed: int, folder: Path, *opts: str) -> dict:
         results = run.start(folder, *opts, resume=resume)
     finally:  # also when a signal ends it
         record["seconds"] = round(record["seconds"] + time.perf_counter() - start, 2)
-        _write(record, path)
+        write_record(record, path)
         gc.collect()  # the next run gets the memory
         torch.cuda.empty_cache()
     metrics = read_metrics(folder / "metrics.json")
@@ -134,56 +137,27 @@ def _run(run: Run, seed: int, folder: Path, *opts: str) -> dict:
             for task, metrics in results.items()
         }
     record["date"] = _today()
-    _write(record, path)
+    write_record(record, path)
     return comm.all_gather(record)[0]  # the main process alone has a detector's results
 
 
-def _begun(folder: Path) -> dict | None:
-    """The record of a run that is done, or has a checkpoint to go on from."""
-    record = _read(folder / "run.json")
-    if record is None or "date" in record:
-        return record
-    has_checkpoint = any(RESUMABLE.fullmatch(file.name) for file in folder.iterdir())
-    return record if has_checkpoint else None
-
-
 def _refuse_changes(cell: Cell, seed: int, output: Path) -> None:
-    """A folder holds runs of one and the same settings."""
+    """Of a cell that is done, or of either of its runs that has begun."""
     folder = _folder(output, cell.name, seed)
-    folders = {"pretrain": _pretrain_folder(cell, seed), "downstream": folder / "downstream"}
-    record = _read(folder / "cell.json")
-    then = {"metric": record["metric"]} if record else {}
-    now = {"metric": cell.metric} if record else {}
-    for name, run in (("pretrain", cell.pretrain), ("downstream", cell.downstream)):
-        old = record[name] if record else folders[name] and _begun(folders[name])
-        if old is None and not record:
-            continue  # not begun
-        then[name] = old and old["settings"]
-        now[name] = run and run.with_opts(f"train.seed={seed}").settings()
-    then, now = _flatten(then), _flatten(now)
-    for key in sorted(then.keys() | now.keys()):
-        if then.get(key) != now.get(key):
-            name = key.partition(".")[0]
-            where = folder if record else folders[name]
-            what = "run.pretrain_dir" if where == folders["pretrain"] else "run.output_dir"
-            raise UserError(
-                f"{where} was run with other settings: {key} was {then.get(key)}, and is "
-                f"{now.get(key)} now; go back to them, choose another {what}, or delete "
-                "that folder to run the cell again"
-            )
-
-
-def _flatten(settings: dict, prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names, without those that change no result."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if key in _WITHOUT_EFFECT:
+    done = read_record(folder / "cell.json")
+    runs = {
+        "pretrain": (cell.pretrain, _pretrain_folder(cell, seed)),
+        "downstream": (cell.downstream, folder / "downstream"),
+    }
+    for name, (run, where) in runs.items():
+        old = done[name] if done else where and read_begun(where)
+        if old is None and not done:
             continue
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+        then = {name: old and old["settings"]}
+        now = {name: run and run.with_opts(f"train.seed={seed}").settings()}
+        is_shared = name == "pretrain" and not done and not where.is_relative_to(output)
+        chooses = "run.pretrain_dir" if is_shared else "run.output_dir"
+        refuse_changes(then, now, folder if done else where, chooses)
 
 
 def _folder(output: Path, cell: str, seed: int) -> Path:
@@ -192,15 +166,6 @@ def _folder(output: Path, cell: str, seed: int) -> Path:
 
 def _pretrain_folder(cell: Cell, seed: int) -> Path | None:
     return cell.pretrain and cell.pretrain_dir / f"seed{seed}" / "pretrain"
-
-
-def _read(path: Path) -> dict | None:
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
-def _write(record: dict, path: Path) -> None:
-    if comm.is_main_process():
-        save_atomically(record, path)
 
 
 def _today() -> str:

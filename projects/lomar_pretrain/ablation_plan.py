@@ -15,12 +15,13 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lomar_det.data.setup import as_list
-from lomar_det.engine import detection, save_atomically
+from lomar_det.engine import detection
 from lomar_det.engine.config import find_config, load_config
 from lomar_det.errors import UserError
-from lomar_det.settings import check_settings, number, one_of, whole
+from lomar_det.settings import Rule, check_settings, number, one_of, whole
 
 from . import engine, finetune
+from .ablation_records import read_begun, read_record, refuse_changes, write_record
 from .sources import find_images
 
 # stage -> what runs it, and the folder of its recipes
@@ -29,7 +30,13 @@ STAGES = {
     "finetune": (finetune.main, "imagenet"),
     "detection": (detection.main, "custom"),
 }
-_RULES = {
+_CELL_RULES = {
+    "downstream.metric": Rule(
+        "TASK/NAME such as bbox/AP, or a list of these",
+        lambda value: bool(value) and all("/" in metric for metric in as_list(value)),
+    ),
+}
+_RULES = _CELL_RULES | {
     "downstream.stage": one_of("finetune", "detection"),
     "budget.epochs": number("(0, inf)") | one_of(None),
     "budget.images": number("(0, inf)") | one_of(None),
@@ -94,7 +101,7 @@ class Cell:
         pretrain: None starts from random weights.
         pretrain_dir: Where the pretraining lies: the folder of the first cell that has this one.
         downstream: The run that is measured.
-        metric: ``TASK/NAME`` in its results.
+        metrics: Each is ``TASK/NAME`` in its results.
         x: Where it lies on the horizontal axis of the plot; None: nowhere.
     """
 
@@ -102,8 +109,27 @@ class Cell:
     pretrain: Run | None
     pretrain_dir: Path | None
     downstream: Run
-    metric: str
+    metrics: tuple[str, ...]
     x: float | None
+
+    def measured(self, record: dict) -> dict[str, float | None]:
+        """The metrics of a run downstream, from its ``results``; None: could not be computed.
+
+        Raises:
+            UserError: it has no such metric; names those that there are.
+        """
+        results = {
+            f"{task}/{name}": value
+            for task, metrics in record["downstream"].get("results", {}).items()
+            for name, value in metrics.items()
+        }
+        for metric in self.metrics:
+            if metric not in results:
+                raise UserError(
+                    f"no metric {metric} among the results; downstream.metric can be "
+                    f"{', '.join(results)}"
+                )
+        return {metric: results[metric] for metric in self.metrics}
 
 
 def plan_cells(cfg: DictConfig) -> list[Cell]:
@@ -135,8 +161,9 @@ def plan_cells(cfg: DictConfig) -> list[Cell]:
                     folder = Path(cfg.run.pretrain_dir or cfg.run.output_dir, name)
                     pretrainings[asked_for] = _limit(asked_for, cfg.budget, folder), folder
                 pretrain, folder = pretrainings[asked_for]
-        metric = settings.get("downstream", {}).get("metric", cfg.downstream.metric)
-        cells.append(Cell(name, pretrain, folder, downstream, metric, settings.get("x")))
+        metrics = as_list(settings.get("downstream", {}).get("metric", cfg.downstream.metric))
+        metrics = tuple(dict.fromkeys(metrics))  # each once
+        cells.append(Cell(name, pretrain, folder, downstream, metrics, settings.get("x")))
     return cells
 
 
@@ -180,6 +207,8 @@ def _check(cfg: DictConfig) -> None:
         if "downstream" in cell:
             keys = {"config", "overrides", "metric"}
             _check_keys(cell.downstream, f"cells.{name}.downstream", keys)
+            with in_cell(name):
+                check_settings(cell, _CELL_RULES)
 
 
 def _check_keys(settings, name: str, known: set[str]) -> None:
@@ -256,22 +285,29 @@ def _epochs(iterations: int, iters_per_epoch: int) -> float:
 
 
 def _seconds_per_step(run: Run, steps: int, iters_per_epoch: int, folder: Path) -> float:
-    """Mean time of a step, waiting for pictures included; measured once for these settings."""
+    """Mean time of a step, waiting for pictures included; measured once for these settings.
+
+    Not again once a run of that length has begun: it could no longer be continued, or shared.
+    """
     path, settings = folder / "calibration.json", run.settings()
-    record = json.loads(path.read_text()) if path.is_file() else {}
-    comm.synchronize()  # all processes have read it
-    if record.get("settings") == settings and record.get("steps") == steps:
+    record = read_record(path) or {}
+    begun = record and any(map(read_begun, folder.glob("seed*/pretrain")))
+    comm.synchronize()  # all processes have looked
+    if begun:
+        refuse_changes(record["settings"], settings, folder, "run.output_dir or run.pretrain_dir")
+    if begun or (record.get("settings"), record.get("steps")) == (settings, steps):
         return record["seconds_per_step"]
     scratch = folder / "calibration"
     epochs = _epochs(_UNTIMED_STEPS + steps, iters_per_epoch)
     length = [f"train.epochs={epochs!r}", "train.warmup_epochs=0"]
     only = ["train.picture_epochs=0", "train.probe.path=", "train.log_period=1"]
     run.start(scratch, *length, *only, "train.overwrite=True")
+    comm.synchronize()  # the main process has written them
     metrics = engine.read_metrics(scratch / "metrics.json")
     times = [line["time"] for line in metrics if line["iteration"] >= _UNTIMED_STEPS]
     record = {"seconds_per_step": sum(times) / len(times), "steps": steps, "settings": settings}
-    comm.synchronize()
+    comm.synchronize()  # all processes have read them
+    write_record(record, path)
     if comm.is_main_process():
-        save_atomically(record, path)
         shutil.rmtree(scratch)
     return comm.all_gather(record["seconds_per_step"])[0]

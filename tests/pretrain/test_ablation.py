@@ -8,16 +8,25 @@ import signal
 import numpy as np
 import pytest
 import torch
-from common import ROOT, TINY_DETECTOR, TINY_PRETRAIN, data_settings, tool_args
+from common import (
+    ROOT,
+    TINY_DETECTOR,
+    TINY_PRETRAIN,
+    data_settings,
+    run_two_processes,
+    tool_args,
+)
+from omegaconf import OmegaConf
 from PIL import Image
 
 from lomar_det.engine import load_plain
 from lomar_det.engine.config import load_config
 from lomar_det.engine.hooks import SeedEachStep
 from lomar_det.errors import UserError
-from lomar_pretrain import engine
+from lomar_pretrain import ablation, ablation_records, engine
 from lomar_pretrain.ablation import main
-from lomar_pretrain.ablation_plan import plan_cells
+from lomar_pretrain.ablation_plan import Cell, plan_cells
+from lomar_pretrain.ablation_table import write_table
 
 CONFIGS = sorted((ROOT / "configs" / "ablation").glob("*.py"))
 TINY = ["embed_dim=32", "depth=2", "num_heads=2", "img_size=32"]
@@ -63,7 +72,7 @@ def ablate(tmp_path, colours, monkeypatch):
     """Runs the command on a config of these cells; ``output`` is a folder's name."""
     monkeypatch.setattr(engine, "plot_training", lambda *_: None)  # half of the time, else
 
-    def run(cells, output, *opts, stage=None):
+    def run(cells, output, *opts, stage=None, start=main):
         settings = {
             "pretrain": TINY_PRETRAIN,
             "stage": "finetune",
@@ -76,9 +85,22 @@ def ablate(tmp_path, colours, monkeypatch):
         path.write_text(CONFIG % (settings | (stage or {})))
         opts = [f"downstream.data={colours}", *opts]  # the first may be overridden
         opts = [f"pretrain.data={colours}", f"run.output_dir={tmp_path / output}", *opts]
-        return main(tool_args(path, *opts))
+        return start(tool_args(path, *opts))
 
     return run
+
+
+KNN = {
+    "recipe": "linear_lomar_vit_tiny",
+    "downstream": [s.replace("model.", "model.encoder.") for s in FINETUNE] + ["train.knn=3"],
+    "metric": "classification/knn_top1",
+}
+
+
+def started(capsys):
+    """Folders of the runs that were started since this was last asked, two levels of each."""
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--- ")]
+    return ["/".join(line.split("/")[-3:]) for line in lines]
 
 
 def table(folder):
@@ -134,15 +156,9 @@ def test_a_stopped_grid_continues_to_the_same_table(ablate, tmp_path, monkeypatc
 
 
 def test_the_same_pretraining_is_run_once_and_random_weights_not_at_all(ablate, tmp_path):
-    knn = {"config": "linear_lomar_vit_tiny", "metric": "classification/knn_top1"}
-    knn["overrides"] = ["train.knn=3"]
     cells = {"lomar": {}, "lomar_again": {}, "random": {"pretrain": None}, "left_out": None}
-    probe = [s.replace("model.", "model.encoder.") for s in FINETUNE]
-    for cell in list(cells.values())[:-1]:
-        cell["downstream"] = knn
-    stage = {"downstream": probe}
     opts = ["budget.images=8", "run.seeds=[0,1]"]
-    first, second, random, *others = ablate(cells, "out", *opts, stage=stage)
+    first, second, random, *others = ablate(cells, "out", *opts, stage=KNN)
     assert first["value"] == second["value"] and others[0]["seed"] == 1
     assert first["pretrain"] == second["pretrain"] and random["pretrain"] is None
     folders = {path.parent.parent.name for path in (tmp_path / "out").glob("*/seed0/pretrain")}
@@ -151,9 +167,153 @@ def test_the_same_pretraining_is_run_once_and_random_weights_not_at_all(ablate, 
     row = table(tmp_path / "out")[0]
     assert float(row["mean"]) == pytest.approx(sum(values) / 2, abs=0.01)
     assert float(row["std"]) == pytest.approx(abs(values[0] - values[1]) / 2**0.5, abs=0.01)
-    text = (tmp_path / "out" / "table.md").read_text()
+    text = (tmp_path / "out" / "table.md").read_text("utf-8")
     assert "| random |" in text and "CPU cores" in text and str(tmp_path) not in text
     assert (tmp_path / "out" / "plot.png").stat().st_size > 0
+
+
+def test_another_ablation_shares_the_pretraining(ablate, tmp_path, capsys):
+    cells = {"random": {"pretrain": None}, "lomar": {}}
+    opts = ["budget.images=8"]
+    first = ablate(cells, "first", *opts, stage=KNN)
+    assert started(capsys) == [
+        "random/seed0/downstream",
+        "lomar/seed0/pretrain",
+        "lomar/seed0/downstream",
+    ]
+    opts.append(f"run.pretrain_dir={tmp_path / 'first'}")
+    second = ablate(cells, "second", *opts)
+    assert started(capsys) == ["random/seed0/downstream", "lomar/seed0/downstream"]
+    assert second[1]["pretrain"] == first[1]["pretrain"] and "top1" in second[1]["metric"]
+    assert not list((tmp_path / "second").rglob("pretrain"))
+    weights = tmp_path / "first" / "lomar" / "seed0" / "pretrain" / "backbone_final.pth"
+    log = (tmp_path / "second" / "lomar" / "seed0" / "downstream" / "log.txt").read_text()
+    assert str(weights) in log
+    # a further seed is pretrained there, too
+    ablate(cells, "second", *opts, "run.seeds=[0,1]")
+    assert started(capsys) == [
+        "random/seed1/downstream",
+        "lomar/seed1/pretrain",
+        "lomar/seed1/downstream",
+    ]
+    assert (weights.parents[2] / "seed1" / "pretrain" / "run.json").is_file()
+    cells["lomar"] = {"pretrain": {"overrides": ["model.num_windows=3"]}}
+    changed = r"first.lomar.seed0.pretrain was .*model.num_windows was 2, and is 3.*pretrain_dir"
+    with pytest.raises(UserError, match=changed):
+        ablate(cells, "third", *opts)
+    assert not started(capsys) and not (tmp_path / "third").exists()
+
+
+def test_metrics_are_chosen_afterwards(ablate, tmp_path, capsys):
+    """Table and plot follow; nothing is run again, and no record is touched."""
+    cells = {"a": {"pretrain": None}, "b": {"pretrain": None}}
+    ablate(cells, "out")
+    out = tmp_path / "out"
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*") if path.parent != out}
+    plot, _ = (out / "plot.png").read_bytes(), capsys.readouterr()
+    metrics = ["classification/top5", "classification/top1"]
+    cells["b"]["downstream"] = {"metric": "classification/images"}
+    records = ablate(cells, "out", f"downstream.metric=[{','.join(metrics)}]")
+    assert not started(capsys)
+    assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*.*") if p.parent != out}
+    assert [(row["cell"], row["metric"]) for row in table(out)] == [
+        ("a", metrics[0]),
+        ("a", metrics[1]),
+        ("b", "classification/images"),
+    ]
+    for row, record in zip(table(out), (records[0], *records), strict=True):
+        value = record["downstream"]["results"]["classification"][row["metric"].split("/")[1]]
+        assert row["values"] == f"{value:.2f}"
+    assert (out / "plot.png").read_bytes() != plot
+    with pytest.raises(UserError, match="cell a: no metric segm/AP.*classification/top1, "):
+        ablate(cells, "out", "downstream.metric=[classification/top1,segm/AP]")
+
+
+def write_with_witness(args):
+    """``main``; each file of the ablation's own that is written leaves a line with its process."""
+
+    def witness(write):
+        def and_note(record, path, *rest):
+            with open(args.witness, "a") as file:
+                file.write(f"{os.environ['RANK']}\n")
+            return write(record, path, *rest)
+
+        return and_note
+
+    ablation_records.save_atomically = witness(ablation_records.save_atomically)
+    ablation.write_table = witness(ablation.write_table)
+    main(args)
+
+
+def test_two_processes_make_one_table(ablate, tmp_path):
+    """Over gloo: both train, one writes."""
+    cells = {"random": {"pretrain": None}, "lomar": {}}
+    opts = ["budget.images=8"]
+    ablate(cells, "one", *opts)
+    witness = tmp_path / "witness.txt"
+
+    def start(args):
+        args.witness = str(witness)
+        run_two_processes(write_with_witness, args)
+
+    ablate(cells, "two", *opts, start=start)
+    written = witness.read_text().split()
+    # three runs' records when they start, end and are dated, two of cells, a table after each
+    assert written == ["0"] * (3 * 3 + 2 + 2)
+    assert table(tmp_path / "two") == table(tmp_path / "one")
+    log = (tmp_path / "two" / "lomar" / "seed0" / "pretrain" / "log.txt").read_text()
+    assert "2 process(es)" in log
+    lines = (tmp_path / "two" / "lomar" / "seed0" / "pretrain" / "metrics.json").read_text()
+    assert [json.loads(line)["iteration"] for line in lines.splitlines()] == [0, 1]
+
+
+def fake_record(cell, seed, results, pretrain=None):
+    """A ``cell.json`` as the first ones were, as far as the table reads it."""
+    downstream = {"settings": {}, "seconds": 3.4, "results": results}
+    record = {"cell": cell, "seed": seed, "metric": "bbox/AP", "value": 1.0, "pretrain": pretrain}
+    record |= {"downstream": downstream, "machine": "a machine", "lomar_det": "0.1.0"}
+    return record | {"date": f"2026-01-0{seed + 1}"}
+
+
+@pytest.mark.parametrize("x_label", [None, "windows"])
+def test_table_says_what_it_holds(tmp_path, x_label):
+    metrics = "bbox/AP", "segm/AP"
+    cells = [Cell("random", None, None, None, metrics, None)]
+    cells += [Cell("one", None, None, None, metrics[:1], 1), Cell("two", *[None] * 3, metrics, 2)]
+    run = {"seconds": 61.2, "images": 12000, "settings": {"train": {"epochs": 2.5}}}
+    records = [
+        fake_record("random", 1, {"bbox": {"AP": 10.0}, "segm": {"AP": 1.0}}),
+        fake_record("random", 0, {"bbox": {"AP": 12.0}, "segm": {"AP": None}}),
+        fake_record("one", 0, {"bbox": {"AP": 20.0}}, run),
+    ]
+    cfg = OmegaConf.create(
+        {
+            "budget": {"epochs": None, "images": None, "minutes": 4},
+            "run": {"title": "A title", "x_label": x_label},
+        }
+    )
+    write_table(cells, records, cfg, tmp_path)
+    text = (tmp_path / "table.md").read_text("utf-8")
+    assert text.startswith("# A title\n") and "- bbox/AP, segm/AP: at the end" in text
+    assert "budget 4 minutes" in text
+    *rows, _, last = text[text.index("| cell") :].splitlines()
+    assert rows == [
+        "| cell | bbox/AP | segm/AP | seeds | pretraining, epochs | pretraining, images | "
+        "pretraining, s | downstream, s | bbox/AP, single | segm/AP, single |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| random | 11.00 ± 1.41 | - | 0 1 | - | - | - | 3 | 12.00 10.00 | - 1.00 |",
+        "| one | 20.00 | - | 0 | 2.5 | 12,000 | 61 | 3 | 20.00 | - |",
+        "| two | - | - | - | - | - | - | - | - | - |",
+    ]
+    assert last == "a machine, lomar_det 0.1.0. 2026-01-01 to 2026-01-02."
+    assert [(row["cell"], row["metric"], row["std"]) for row in table(tmp_path)] == [
+        ("random", "bbox/AP", "1.41"),
+        ("random", "segm/AP", ""),
+        ("one", "bbox/AP", ""),
+        ("two", "bbox/AP", ""),
+        ("two", "segm/AP", ""),
+    ]
+    assert (tmp_path / "plot.png").stat().st_size > 0
 
 
 def test_changed_settings_of_a_finished_cell_are_refused(ablate, tmp_path, monkeypatch):
@@ -165,8 +325,6 @@ def test_changed_settings_of_a_finished_cell_are_refused(ablate, tmp_path, monke
     stage = {"downstream": [*FINETUNE, "train.base_lr=0.1"]}
     with pytest.raises(UserError, match="random/seed0.*train.base_lr was 0.05, and is 0.1 now.*de"):
         ablate(cells, "out", stage=stage)
-    with pytest.raises(UserError, match="metric was classification/top1"):
-        ablate(cells, "out", "downstream.metric=classification/top5")
     with pytest.raises(UserError, match="random/seed0.*pretrain"):
         ablate({"random": {}}, "out")
     # of a run that was only begun, as well
@@ -207,10 +365,18 @@ def test_minutes_give_each_cell_the_same_time(ablate, tmp_path, monkeypatch, cap
     assert not (tmp_path / "out" / "slow" / "calibration").exists()
     monkeypatch.setattr(engine, "read_metrics", None)
     assert ablate(cells, "out", *budget) == records
+    # nor once there are runs of that length, whatever settings are tried
+    cells["slow"]["pretrain"]["overrides"] = ["model.num_windows=1"]
+    for where in (["out"], ["other", f"run.pretrain_dir={tmp_path / 'out'}"]):
+        with pytest.raises(UserError, match="out.slow was .*num_windows was 3.*pretrain_dir"):
+            ablate(cells, *where, *budget)
+    path = tmp_path / "out" / "slow" / "calibration.json"
+    assert json.loads(path.read_text()) == calibration
 
 
-def test_a_detector_downstream(ablate, drawn_set, monkeypatch):
-    stage = {"stage": "detection", "recipe": "mask_rcnn_lomar_vit_tiny", "metric": "bbox/AP50"}
+def test_a_detector_downstream(ablate, drawn_set, tmp_path):
+    stage = {"stage": "detection", "recipe": "mask_rcnn_lomar_vit_tiny"}
+    stage["metric"] = ["bbox/AP50", "segm/AP"]
     stage["downstream"] = [*TINY_DETECTOR, *data_settings(*drawn_set), "train.max_iter=1"]
     absolute = ["model.backbone.net.rel_pos=none", "model.backbone.net.use_abs_pos=True"]
     cells = {
@@ -221,7 +387,7 @@ def test_a_detector_downstream(ablate, drawn_set, monkeypatch):
     }
     record = ablate(cells, "out", "downstream.data=null", "budget.images=4", stage=stage)[0]
     assert record["value"] == record["downstream"]["results"]["bbox"]["AP50"]
-    assert record["downstream"]["results"]["segm"].keys() >= {"AP", "AP50"}
+    assert [row["metric"] for row in table(tmp_path / "out")] == stage["metric"]
     with pytest.raises(UserError, match="cell lomar_absolute: .*without iRPE.*rel_pos"):
         del cells["lomar_absolute"]["downstream"]
         ablate(cells, "fails", "downstream.data=null", "budget.images=4", stage=stage)
@@ -245,6 +411,8 @@ def test_a_detector_downstream(ablate, drawn_set, monkeypatch):
         ({"a": {}}, ["pretrain.data='???'"], "cell a: pretrain.data is not set"),
         ({"a": {}}, ["pretrain.data=gone"], "cell a: gone"),
         ({"a": {"downstream": {"metric": "bbox/AP"}}}, [], "cell a: no metric bbox/AP.*top1"),
+        ({"a": {"downstream": {"metric": []}}}, [], r"cell a: downstream.metric=\[\] must be TASK"),
+        ({"a": {}}, ["downstream.metric=[top1]"], "downstream.metric=.*'top1'.* must be TASK/NAME"),
     ],
 )
 def test_mistakes_are_named(ablate, tmp_path, cells, opts, message):
