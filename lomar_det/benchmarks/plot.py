@@ -56,14 +56,13 @@ def plot_result(result: dict, output: str | Path) -> Path:
 def _draw_bars(axis: Axes, rows: list[dict], label: str) -> None:
     key = next(key for key in VALUES if rows[0].get(key) is not None)
     values = [row.get(key) or row["both"] for row in rows]
-    bars = axis.barh([row[label] for row in rows], values, color="lightskyblue")
-    for row, bar in zip(rows, bars, strict=True):
+    titles = [row[label] + (f", batch {row['batch']}" if "batch" in row else "") for row in rows]
+    bars = axis.barh(titles, values, color="lightskyblue")
+    for row, value, bar in zip(rows, values, bars, strict=True):
+        middle = bar.get_y() + bar.get_height() / 2
+        axis.text(0, middle, f" {value:.3g}", va="center", fontsize=8)
         if key in ("ms", "both"):
-            middle = bar.get_y() + bar.get_height() / 2
             axis.plot(row["spread"], [middle, middle], color="black")
-    texts = [f" {value:.3g}" for value in values]
-    for text, bar in zip(texts, bars, strict=True):
-        axis.text(0, bar.get_y() + bar.get_height() / 2, text, va="center", fontsize=8)
     axis.invert_yaxis()  # the first on top, as in the table
     axis.set_xlabel(VALUES[key], fontsize=8)
 
