@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.structures import Instances
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
+
+from .figures import new_figure, save_figure
 
 CROWD = 50
 TRUTH, DETECTION = "#39d353", "#ff7b00"
@@ -48,8 +48,7 @@ def detections_sheet(
     chosen = sorted(truth["images"], key=lambda image: -len(boxes[image["id"]]))[:max_images]
     columns = min(3, len(chosen))
     rows = -(-len(chosen) // columns)
-    figure = Figure(figsize=(4 * columns, 4 * rows + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((4 * columns, 4 * rows + 0.5))
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis in axes:
         axis.set_axis_off()
@@ -67,9 +66,7 @@ def detections_sheet(
     handles = [Line2D([], [], color=TRUTH), Line2D([], [], color=DETECTION)]
     labels = ["ground truth", f"detections, score at least {min_score:g}"]
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=110)
-    return Path(output)
+    return save_figure(figure, output)
 
 
 def draw_detections(

@@ -1,15 +1,21 @@
 """The benchmarks run and report what they measured; the slow twin of pretraining."""
 
+import json
 import runpy
 import sys
+import time
 
 import pytest
 import torch
-from common import ROOT
+from common import ROOT, TINY_DETECTOR, detector_batch, draw_instances
+from detectron2.utils.events import EventStorage
+from PIL import Image
 
-from lomar_det.benchmarks import format_rows
+from lomar_det.benchmarks import format_rows, plot_result
 from lomar_det.benchmarks.attention import TINY_CASES, benchmark_attention, format_table
-from lomar_det.benchmarks.detection import benchmark_detection
+from lomar_det.benchmarks.breakdown import break_down
+from lomar_det.benchmarks.detection import benchmark_detection, format_detection
+from lomar_det.engine.config import build_model, load_config
 from lomar_pretrain import LoMaR
 from lomar_pretrain.benchmarks import (
     CASES,
@@ -35,13 +41,23 @@ def test_attention_on_a_cpu():
     assert "peak_gib" not in check("cpu", ["matmul", "eager"])["rows"][0]
 
 
-def test_a_file_that_cannot_be_written_is_named_before_measuring(tmp_path, monkeypatch, capsys):
-    tool = ROOT / "tools" / "benchmark.py"
-    monkeypatch.setattr(sys, "argv", [str(tool), "attention", "--tiny", "--json", str(tmp_path)])
+@pytest.mark.parametrize(
+    ("option", "name", "message"),
+    [
+        ("--json", "", "cannot be written"),
+        ("--plot", "none/plot.png", "cannot be written"),
+        ("--plot", "plot.docx", "docx is no format"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_named_before_measuring(
+    tmp_path, monkeypatch, capsys, option, name, message
+):
+    tool, path = ROOT / "tools" / "benchmark.py", tmp_path / name
+    monkeypatch.setattr(sys, "argv", [str(tool), "attention", "--tiny", option, str(path)])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(tool), run_name="__main__")
     out, err = capsys.readouterr()
-    assert stop.value.code == 2 and not out and f"error: --json {tmp_path} cannot be" in err
+    assert stop.value.code == 2 and not out and f"error: {option} {path}" in err and message in err
 
 
 @pytest.mark.gpu
@@ -66,12 +82,81 @@ def test_loader_tells_the_cores_that_a_step_needs():
     assert "cores" in format_rows(result, LOADER_COLUMNS)
 
 
-def test_detection_next_to_detectron2():
-    rows = benchmark_detection(torch.device("cpu"), tiny=True)["rows"]
+def test_detection_next_to_detectron2(tmp_path):
+    result = benchmark_detection(torch.device("cpu"), tiny=True)
+    rows, parts = result["rows"], result["parts"]
     assert [row["model"] for row in rows] == ["detectron2", "lomar_det"] * 3
     assert all(row["ms"] > 0 for row in rows)
     for theirs, ours in zip(rows[::2], rows[1::2], strict=True):
         assert ours["x detectron2"] == pytest.approx(ours["img/s"] / theirs["img/s"])
+        assert ours["waits"] == theirs["waits"]  # the heads are the same
+    for row in rows:
+        own = [p for p in parts if (p["case"], p["model"]) == (row["case"], row["model"])]
+        assert sum(part["share"] for part in own) == pytest.approx(1)
+        assert sum(part["waits"] for part in own) == row["waits"]
+        assert ("mask head" in [part["part"] for part in own]) == ("backbone" not in row["case"])
+        assert any(part["backward"] > 0 for part in own) == ("inference" not in row["case"])
+    text = format_detection(result)
+    assert all(word in text for word in ("of ceiling", "spread", "ROIAlign"))
+    with Image.open(plot_result(json.loads(json.dumps(result)), tmp_path / "plot.png")) as plot:
+        assert plot.width > 1000
+
+
+def test_the_time_goes_to_the_part_that_spends_it(tmp_path):
+    """Forward, backward and waiting: each is seen where it is put, and nowhere else."""
+    config = load_config(ROOT / "configs/custom/mask_rcnn_lomar_vit_tiny.py", TINY_DETECTOR)
+    model = build_model(config)
+    data = draw_instances(tmp_path, num_images=2)
+    batch = detector_batch(data["images"], data["annotations"])
+
+    def step():
+        torch.manual_seed(0)
+        with EventStorage():
+            sum(model(batch).values()).backward()
+
+    def profiled():
+        step()
+        return {row["part"]: row for row in break_down(model, step, torch.device("cpu"), 1)}
+
+    plain = profiled()
+    for part in ("ViT", "feature pyramid", "RPN head", "ROIAlign", "box head", "mask head"):
+        assert plain[part]["forward"] > 0 and plain[part]["backward"] > 0
+    assert plain["matching of proposals"]["backward"] == plain["ViT"]["waits"] == 0
+    assert "forward" not in vars(model.backbone.net)  # the marks are gone again
+
+    model.backbone.net.requires_grad_(False)
+    model.roi_heads.box_head.fc1.register_forward_hook(lambda *args: time.sleep(0.3))
+    model.roi_heads.mask_head.deconv.register_forward_hook(lambda *args: print(args[2].sum()))
+    changed = profiled()
+    assert changed["ViT"]["backward"] == 0 < changed["feature pyramid"]["backward"]
+    assert changed["box head"]["forward"] > 300 > plain["box head"]["forward"]
+    waits = {part: row["waits"] - plain[part]["waits"] for part, row in changed.items()}
+    assert {part for part, more in waits.items() if more} == {"mask head"}
+
+
+@pytest.mark.gpu
+def test_the_time_of_kernels_goes_to_all_parts():
+    result = benchmark_detection(torch.device("cuda"), tiny=True)
+    assert [row["model"] for row in result["rows"][:3]] == [
+        "detectron2",
+        "lomar_det",
+        "lomar_det, compiled",
+    ]
+    step = [p for p in result["parts"] if "training" in p["case"] and p["model"] == "lomar_det"]
+    times = {part["part"]: (part["forward"], part["backward"]) for part in step}
+    for part in ("ViT", "feature pyramid", "RPN head", "ROIAlign", "box head", "mask head"):
+        assert min(times[part]) > 0
+    assert times["optimizer"][0] > 0 and sum(part["waits"] for part in step) > 10
+    assert all(0 < row["busy"] <= 1.2 for row in result["rows"])
+
+
+def test_rows_of_every_kind_are_drawn(tmp_path):
+    machine = {"device": "CPU"}
+    attention = {"case": "small", "backend": "eager", "forward": 1.0, "both": 2.0}
+    loader = {"case": "ours", "img/s": 100.0, "cores": None}
+    for row in (attention | {"spread": [1.5, 2.5], "graph_both": None}, loader):
+        plot = plot_result({"machine": machine, "rows": [row]}, tmp_path / "plot.png")
+        assert plot.stat().st_size > 1000
 
 
 @pytest.mark.parametrize("abs_pos", [False, True])

@@ -1,19 +1,23 @@
-"""Measures speed on this machine: prints a table, and writes it as JSON.
+"""Measures speed on this machine: prints a table; writes it as JSON, draws it.
 
-python tools/benchmark.py {attention,pretrain,loader,detection} [--device cpu] [--tiny] [--json OUT]
+python tools/benchmark.py {attention,pretrain,loader,detection} [--device cpu] [--tiny]
+    [--json OUT] [--plot PNG]
 """
 
 import argparse
 import json
+import os
 import signal
 from pathlib import Path
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C at any time: no traceback
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells when it starts and stops
 
-from lomar_det.benchmarks import benchmark_attention, format_rows, format_table
-from lomar_det.benchmarks.detection import COLUMNS, benchmark_detection
+from lomar_det.benchmarks import benchmark_attention, format_rows, format_table, plot_result
+from lomar_det.benchmarks.detection import benchmark_detection, format_detection
 from lomar_det.engine import pick_device, run_tool
 from lomar_det.errors import UserError
+from lomar_det.figures import check_format
 from lomar_pretrain.benchmarks import (
     LOADER_COLUMNS,
     STEP_COLUMNS,
@@ -23,11 +27,11 @@ from lomar_pretrain.benchmarks import (
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.json:
-        try:
-            args.json.open("a").close()  # now, not after the measurements
-        except OSError as error:
-            raise UserError(f"--json {args.json} cannot be written: {error}") from None
+    # now, not after the measurements
+    if args.plot:
+        check_format("--plot", args.plot)
+    for option in ("json", "plot"):
+        _check_writable(option, getattr(args, option))
     device = pick_device(args.device)
     if args.what == "attention":
         result = benchmark_attention(device, args.tiny)
@@ -40,9 +44,20 @@ def main(args: argparse.Namespace) -> None:
         print(format_rows(result, LOADER_COLUMNS))
     else:
         result = benchmark_detection(device, args.tiny)
-        print(format_rows(result, COLUMNS))
+        print(format_detection(result))
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
+    if args.plot:
+        plot_result(result, args.plot)
+
+
+def _check_writable(option: str, path: Path | None) -> None:
+    if path is None:
+        return
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise UserError(f"--{option} {path} cannot be written: {error}") from None
 
 
 if __name__ == "__main__":
@@ -53,6 +68,7 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="auto", help="auto, cuda or cpu")
     parser.add_argument("--tiny", action="store_true", help="small cases, to see that it runs")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures there")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw them, as bars")
     parser.add_argument("--num-workers", type=int, default=2, help="loader: processes")
     parser.add_argument(
         "--images-per-second",

@@ -1,6 +1,7 @@
 """Measuring speed: attention and the detector here, pretraining in `lomar_pretrain.benchmarks`."""
 
 from .attention import benchmark_attention, format_table
+from .plot import plot_result
 from .timing import describe_machine, format_rows, matrix_rate, measure_step
 
 __all__ = [
@@ -10,4 +11,5 @@ __all__ = [
     "format_table",
     "matrix_rate",
     "measure_step",
+    "plot_result",
 ]

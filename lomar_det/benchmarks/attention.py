@@ -129,13 +129,14 @@ def _captured(work: Callable[[], None]):
 
 
 def format_table(result: dict) -> str:
-    """The result as text: milliseconds forward / forward + backward, graphs first."""
+    """The result as text: milliseconds forward / forward + backward (spread), graphs first."""
     lines = ["  ".join(f"{key}: {value}" for key, value in result["machine"].items())]
     for row in result["rows"]:
         line = f"{row['case']:<34} {row['backend']:<15}"
         if row.get("graph_both") is not None:
             line += f" graph {row['graph_forward']:.3f} / {row['graph_both']:.3f} ms "
-        line += f" eager {row['forward']:.3f} / {row['both']:.3f} ms"
+        low, high = row["spread"]
+        line += f" eager {row['forward']:.3f} / {row['both']:.3f} ms ({low:.3f} to {high:.3f})"
         if "peak_gib" in row:
             line += f"  peak {row['peak_gib']:.2f} GiB"
         lines.append(line)

@@ -5,7 +5,7 @@ Shapes: B images.
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from detectron2.config import LazyCall as L
@@ -15,16 +15,25 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from ..engine.config import CONFIGS, load_config
-from .timing import describe_machine, measure_step
+from ..analysis import analyze
+from ..engine.compilation import compile_blocks
+from ..engine.config import CONFIGS, build_model, load_config
+from .breakdown import PART_COLUMNS, break_down
+from .timing import align, describe_machine, format_rows, matrix_rate, measure_step
 
+THEIRS, OURS, COMPILED = "detectron2", "lomar_det", "lomar_det, compiled"
 COLUMNS = {
     "case": "",
     "model": "",
     "ms": ".1f",
+    "spread": ".1f",
     "img/s": ".1f",
     "x detectron2": ".2f",
     "peak_gib": ".1f",
+    "of its memory": ".0%",
+    "of ceiling": ".0%",
+    "busy": ".0%",
+    "waits": ".0f",
     "first_s": ".1f",
 }
 OBJECTS = 10  # per picture
@@ -35,42 +44,70 @@ def benchmark_detection(device: torch.device, tiny: bool = False) -> dict:
 
     Random weights, random pictures with ten objects each; bf16 on CUDA, fp32 elsewhere. The rows
     "detectron2" are its own ViT with decomposed positions and its own pyramid in the same detector.
+    On CUDA, ours is also timed as ``train.compile`` has it.
 
     Args:
         device: Where.
         tiny: Small models and pictures, to see that it runs.
 
     Returns:
-        ``machine`` and ``rows``: ``case``, ``model``, median ``ms`` and ``spread``, ``img/s``,
-        ``x detectron2``, ``peak_gib`` and ``first_s``.
+        ``machine``, with ``ceiling`` in TFLOP/s of a large matrix product in the same run.
+        ``rows``: ``case``, ``model``, median ``ms`` and ``spread`` (quartiles), ``img/s``,
+        ``x detectron2``, ``waits`` (see `break_down`) and ``first_s``, the seconds of the first
+        step, with compilation; for the backbone, ``of ceiling``, its own operations (three times
+        the forward pass); on CUDA, ``peak_gib``, what that is ``of its memory`` (detectron2's), and
+        ``busy``, the share of the time in which the GPU computes.
+        ``parts``: where the time goes, by ``case`` and ``model``, see `break_down`.
     """
     batch, size = (1, 64) if tiny else (4, 1024)
-    rows = []
-    for title, prepare in (
-        (f"backbone and pyramid, forward + backward, batch {batch}", _backbone_step),
-        (f"training step, batch {batch}", _training_step),
-        ("inference, batch 1", _inference),
+    cuda = device.type == "cuda"
+    ceiling = matrix_rate(device, torch.bfloat16 if cuda else torch.float32, 256 if tiny else 8192)
+    flops = {}
+    for name, model in _models(torch.device("meta"), size, tiny):
+        costs = analyze(model, size, size)
+        flops[name] = 3 * (costs["backbone"].flops + costs["feature pyramid"].flops)
+    flops[COMPILED] = flops[OURS]
+    rows, parts = [], []
+    for title, prepare, number in (
+        (f"backbone and pyramid, forward + backward, batch {batch}", _backbone_step, batch),
+        (f"training step, batch {batch}", _training_step, batch),
+        ("inference, batch 1", _inference, 1),
     ):
-        number = 1 if prepare is _inference else batch
-        for name, model in _models(device, size, tiny).items():
-            row = {"case": title, "model": name}
+        theirs: dict = {}
+        for name, model in _models(device, size, tiny):
             step = prepare(model, number, size, device)
+            row = {"case": title, "model": name}
             row |= measure_step(step, device, *((2, 1) if tiny else ()))
             row["img/s"] = number / row["ms"] * 1e3
-            theirs = rows[-1]["img/s"] if name != "detectron2" else row["img/s"]
-            rows.append(row | {"x detectron2": row["img/s"] / theirs})
+            theirs = theirs or row
+            row["x detectron2"] = row["img/s"] / theirs["img/s"]
+            found = break_down(model, step, device, *((1,) if tiny else ()))
+            parts += [{"case": title, "model": name} | part for part in found]
+            row["waits"] = sum(part["waits"] for part in found)
+            if cuda:
+                row["of its memory"] = row["peak_gib"] / theirs["peak_gib"]
+                row["busy"] = sum(p["forward"] + p["backward"] for p in found) / row["ms"]
+            if prepare is _backbone_step:
+                row["of ceiling"] = number * flops[name] / row["ms"] / 1e9 / ceiling
+            rows.append(row)
             del model, step
-    return {"machine": describe_machine(device), "rows": rows}
+    machine = describe_machine(device) | {"ceiling": f"{ceiling:.3g} TFLOP/s"}
+    return {"machine": machine, "rows": rows, "parts": parts}
 
 
-def _models(device: torch.device, size: int, tiny: bool):
+def format_detection(result: dict) -> str:
+    """The result as two tables: the steps, and where their time goes."""
+    return f"{format_rows(result, COLUMNS)}\n\n{align(result['parts'], PART_COLUMNS)}"
+
+
+def _models(device: torch.device, size: int, tiny: bool) -> Iterator[tuple[str, nn.Module]]:
     """One after the other, so that the memory of one is free before the next."""
     name = "custom/mask_rcnn_lomar_vit_tiny.py" if tiny else "coco/mask_rcnn_lomar_vit_b_25ep.py"
-    ours = load_config(CONFIGS / name, []).model
-    ours.backbone.square_pad = size
-    net = ours.backbone.net
+    ours = load_config(CONFIGS / name, [])
+    ours.model.backbone.square_pad = size
+    net = ours.model.backbone.net
     net.img_size = size
-    theirs = copy.deepcopy(ours)
+    theirs = copy.deepcopy(ours.model)
     indexes = instantiate(net.window_block_indexes)
     keys = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "drop_path_rate")
     theirs.backbone._target_ = SimpleFeaturePyramid
@@ -81,22 +118,16 @@ def _models(device: torch.device, size: int, tiny: bool):
         residual_block_indexes=[],
         pretrain_use_cls_token=True,
     )
-    models = {"detectron2": theirs, "lomar_det": ours}
-    return _Lazy(
-        {name: lambda cfg=cfg: instantiate(cfg).to(device) for name, cfg in models.items()}
-    )
-
-
-class _Lazy:
-    """Items that are made when they are reached."""
-
-    def __init__(self, makers: dict[str, Callable[[], nn.Module]]):
-        self.makers = makers
-
-    def items(self):
-        for name, make in self.makers.items():
-            torch.manual_seed(0)
-            yield name, make()
+    torch.manual_seed(0)
+    yield THEIRS, instantiate(theirs).to(device)  # with its own norms, too
+    torch.manual_seed(0)
+    yield OURS, build_model(ours).to(device)
+    if device.type == "cuda":
+        torch.manual_seed(0)
+        model = build_model(ours).to(device)
+        compile_blocks(model)
+        yield COMPILED, model
+        del model
 
 
 def _autocast(device: torch.device):

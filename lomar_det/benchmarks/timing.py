@@ -95,17 +95,25 @@ def format_rows(result: dict, columns: dict[str, str]) -> str:
 
     Args:
         result: ``machine`` and ``rows``.
+        columns: See `align`.
+    """
+    machine = "  ".join(f"{key}: {value}" for key, value in result["machine"].items())
+    return f"{machine}\n{align(result['rows'], columns)}"
+
+
+def align(rows: list[dict], columns: dict[str, str]) -> str:
+    """Rows as aligned text below the titles of their columns; without columns that are empty.
+
+    Args:
+        rows: Values by column: text, a number, a list of numbers (a range), or none.
         columns: Key of a row to the format of its value; the key is the title.
     """
+    columns = {key: form for key, form in columns.items() if any(key in row for row in rows)}
     table = [list(columns)]
-    for row in result["rows"]:
-        cells = []
-        for key, form in columns.items():
-            value = row.get(key)
-            cells.append("-" if value is None else format(value, form))
-        table.append(cells)
+    for row in rows:
+        table.append([_cell(row.get(key), form) for key, form in columns.items()])
     widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-    lines = ["  ".join(f"{key}: {value}" for key, value in result["machine"].items())]
+    lines = []
     for line in table:
         first, *rest = (
             cell.ljust(width) if i == 0 else cell.rjust(width)
@@ -113,3 +121,9 @@ def format_rows(result: dict, columns: dict[str, str]) -> str:
         )
         lines.append("  ".join([first, *rest]))
     return "\n".join(lines)
+
+
+def _cell(value, form: str) -> str:
+    if isinstance(value, list):
+        return " to ".join(format(number, form) for number in value)
+    return "-" if value is None else format(value, form)

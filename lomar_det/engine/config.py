@@ -14,6 +14,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from torch import nn
 
 from ..errors import UserError
+from ..modeling.norm import fuse_norms
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # Installed, the recipes lie in the package (setup.py puts them there); in a checkout, beside it.
@@ -138,9 +139,12 @@ def _apply(cfg: DictConfig, override: str) -> None:
 
 
 def build_model(cfg: DictConfig) -> nn.Module:
-    """Instantiates ``cfg.model``; what the model says of a wrong setting becomes a `UserError`."""
+    """Instantiates ``cfg.model``; what the model says of a wrong setting becomes a `UserError`.
+
+    The ``LN`` of detectron2's heads becomes a `ChannelLayerNorm`, which computes the same.
+    """
     try:
-        return instantiate(cfg.model)
+        return fuse_norms(instantiate(cfg.model))
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise UserError(f"model: {error}") from error
 

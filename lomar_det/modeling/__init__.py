@@ -11,15 +11,18 @@ from .lomar_vit import (
     global_block_indexes,
     window_block_indexes,
 )
+from .norm import ChannelLayerNorm, fuse_norms
 from .optim import layer_decay_params
 from .pyramid import LoMaRFeaturePyramid, build_lomar_vitdet_backbone
 
 __all__ = [
+    "ChannelLayerNorm",
     "LoMaRFeaturePyramid",
     "LoMaRViT",
     "add_lomar_config",
     "build_lomar_vit_backbone",
     "build_lomar_vitdet_backbone",
+    "fuse_norms",
     "global_block_indexes",
     "layer_decay_params",
     "window_block_indexes",

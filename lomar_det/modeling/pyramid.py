@@ -8,14 +8,16 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone, SimpleFeaturePyrami
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 
 from .lomar_vit import build_lomar_vit_backbone
+from .norm import fuse_norms
 
 
 class LoMaRFeaturePyramid(SimpleFeaturePyramid):
     """detectron2's `SimpleFeaturePyramid` for images of any size.
 
-    Two differences: the key of ``padding_constraints`` is spelled as ImageList reads it (upstream
-    misspells it, so images are never padded to the stride), and ``square_pad`` is off by default,
-    so that an image costs what it has pixels. Arguments are those of the base class.
+    Three differences: the key of ``padding_constraints`` is spelled as ImageList reads it (upstream
+    misspells it, so images are never padded to the stride); ``square_pad`` is off by default, so
+    that an image costs what it has pixels; norms are `ChannelLayerNorm`. Arguments are those of the
+    base class.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class LoMaRFeaturePyramid(SimpleFeaturePyramid):
                 "backbone of patch size 16 (for ViT-H, ViTDet resizes MAE's kernels from 14 to 16)"
             )
         super().__init__(net, in_feature, out_channels, scale_factors, top_block, norm, square_pad)
+        fuse_norms(self)
         # Whole patches for the backbone, and whole cells for the coarsest pyramid level.
         self._size_divisibility = math.lcm(self._size_divisibility, patch_size)
         if square_pad % self._size_divisibility:

@@ -43,6 +43,7 @@ STEP_COLUMNS = {
     "case": "",
     "batch": "d",
     "ms": ".1f",
+    "spread": ".1f",
     "img/s": ".0f",
     "x usual": ".2f",
     "TFLOP/s": ".0f",

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
+
+from lomar_det.figures import new_figure, save_figure
 
 from .lomar import LoMaR
 from .mae import MAE
@@ -20,7 +21,6 @@ NORMALISED_NOTE = (
 )
 RAW_NOTE = "The model predicts plain pixels; they are drawn as predicted, nothing is given away."
 FIRST, OTHER = "red", "gold"  # outlines of windows
-DPI = 120
 
 
 def reconstruction_figure(
@@ -169,20 +169,6 @@ def plot_training(metrics: list[dict], output: str | Path) -> Path:
         if len(lines) > 1:
             axis.legend(fontsize=8)
     return save_figure(figure, output)
-
-
-def new_figure(size: tuple[float, float]) -> Figure:
-    """A figure that pyplot does not know: no display, nothing kept after the run."""
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save_figure(figure: Figure, output: str | Path) -> Path:
-    """Writes a figure in the format of the file's name, folders included."""
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output)
-    return Path(output)
 
 
 def figure_to_array(figure: Figure) -> np.ndarray:

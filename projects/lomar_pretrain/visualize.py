@@ -3,9 +3,8 @@
 import argparse
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from lomar_det.errors import UserError
+from lomar_det.figures import check_format
 from lomar_det.image_files import find_pictures
 
 from .pictures import reconstruction_figure, save_figure
@@ -61,9 +60,5 @@ def output_file(output: str | Path) -> Path:
     output = Path(output).expanduser()
     if output.is_dir() or not output.suffix:
         return output / FILE_NAME
-    known = Figure().canvas.get_supported_filetypes()
-    if output.suffix[1:].lower() not in known:
-        raise UserError(
-            f"--output {output}: {output.suffix} is no format for pictures; use .png, or a folder"
-        )
+    check_format("--output", output)
     return output
