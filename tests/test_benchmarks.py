@@ -62,7 +62,7 @@ def test_a_file_that_cannot_be_written_is_named_before_measuring(
 
 @pytest.mark.gpu
 def test_attention_on_a_gpu():
-    backends = ["flash, no bias", "cuDNN, no bias", "fused", "matmul", "eager"]
+    backends = ["flash, no bias", "cuDNN, no bias", "fused", "flex", "matmul", "eager"]
     rows = check("cuda", backends)["rows"]
     assert all(row["graph_both"] > 0 for row in rows if row["backend"] == "fused")
 

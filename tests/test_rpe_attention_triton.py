@@ -12,14 +12,12 @@ import sys
 
 import pytest
 import torch
+from rpe_cases import GPU_CASES, TOLERANCE, assert_small, errors, make_inputs, run
 
-from lomar_det.layers.irpe import NUM_BUCKETS, NUM_SPATIAL_BUCKETS, TokenGrid, bucket_table
-from lomar_det.layers.rpe_attention import indexed_rpe_attention, rpe_attention
+from lomar_det.layers.irpe import NUM_BUCKETS, TokenGrid
+from lomar_det.layers.rpe_attention import rpe_attention
 
 pytest.importorskip("triton")
-
-NAMES = ("out", "dq", "dk", "dv", "dtable")
-TOLERANCE = {torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
 
 # batch, heads, head_dim, grid, dtype: windows done by one program (never in float32), and grids
 CPU_CASES = {
@@ -36,45 +34,6 @@ CPU_CASES = {
 }
 
 
-def make_inputs(batch, heads, head_dim, grid, dtype, device="cpu", num_buckets=None):
-    """A fused qkv projection (B, N, 3, h, D), a table (D, K) and a gradient (B, h, N, D)."""
-    torch.manual_seed(0)
-    num_buckets = num_buckets or (NUM_BUCKETS if grid.cls_token else NUM_SPATIAL_BUCKETS)
-    qkv = torch.randn(batch, grid.num_tokens, 3, heads, head_dim, device=device).to(dtype)
-    # rounded as the kernel rounds it: what is compared is the kernel, not the rounding of inputs
-    table = (torch.randn(head_dim, num_buckets, device=device) * head_dim**-0.5).to(dtype).float()
-    dout = torch.randn(batch, heads, grid.num_tokens, head_dim, device=device).to(dtype)
-    return qkv, table, dout
-
-
-def run(attention, qkv, table, dout):
-    """(out, dq, dk, dv, dtable) of ``attention(q, k, v, table)``."""
-    qkv, table = qkv.detach().requires_grad_(), table.detach().requires_grad_()
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    out = attention(q, k, v, table)
-    dqkv, dtable = torch.autograd.grad(out, (qkv, table), dout)
-    return out.detach(), *dqkv.unbind(2), dtable
-
-
-def errors(case, device="cpu", num_buckets=None):
-    """Relative error of the output and every gradient against the literal formula in float64."""
-    grid = case[3]
-    inputs = make_inputs(*case, device=device, num_buckets=num_buckets)
-    buckets = bucket_table(grid, device)
-    exact = run(lambda *a: indexed_rpe_attention(*a, buckets), *(t.double() for t in inputs))
-    fused = run(lambda *a: rpe_attention(*a, grid, "fused"), *inputs)
-    return {
-        name: ((a.double() - b).norm() / b.norm()).item()
-        for name, a, b in zip(NAMES, fused, exact, strict=True)
-    }
-
-
-def assert_small(found, dtype):
-    # written so that NaN fails
-    wrong = {name: error for name, error in found.items() if not error < TOLERANCE[dtype]}
-    assert not wrong
-
-
 @pytest.fixture(scope="module")
 def interpreted():
     env = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -87,12 +46,12 @@ def interpreted():
 
 @pytest.mark.parametrize("name", CPU_CASES)
 def test_matches_the_literal_formula_in_the_interpreter(name, interpreted):
-    assert_small(interpreted[name], CPU_CASES[name][-1])
+    assert_small(interpreted[name], TOLERANCE[CPU_CASES[name][-1]])
 
 
 def test_a_table_may_keep_the_bucket_of_a_missing_class_token(interpreted):
-    assert_small(interpreted["spare bucket, window"], torch.float16)
-    assert_small(interpreted["spare bucket, grid"], torch.float32)
+    assert_small(interpreted["spare bucket, window"], TOLERANCE[torch.float16])
+    assert_small(interpreted["spare bucket, grid"], TOLERANCE[torch.float32])
 
 
 def test_operators_are_registered_as_they_should_be(interpreted):
@@ -111,26 +70,11 @@ def test_says_why_it_cannot_serve():
         fused_rpe_attention(q, q, q, torch.zeros(32, 49), grid)
 
 
-GPU_CASES = {
-    "global": (1, 2, 64, TokenGrid(64, 64)),
-    "odd sides": (1, 2, 64, TokenGrid(50, 37)),
-    "larger than a tile": (1, 1, 64, TokenGrid(50, 84)),
-    "head_dim 80": (1, 2, 80, TokenGrid(32, 48)),
-    "head_dim 128 with class token": (1, 2, 128, TokenGrid(20, 33, True)),
-    "detector windows": (50, 12, 64, TokenGrid(14, 14)),
-    "edge windows": (4, 12, 64, TokenGrid(14, 8)),
-    "classification": (4, 12, 64, TokenGrid(14, 14, True)),
-    "pretraining windows": (600, 12, 64, TokenGrid(7, 7, True)),
-    "window, head_dim 128": (3, 2, 128, TokenGrid(7, 7, True)),
-    "small window": (3, 2, 32, TokenGrid(3, 4)),
-}
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("name", GPU_CASES)
 def test_matches_the_literal_formula_on_cuda(name, dtype):
-    assert_small(errors((*GPU_CASES[name], dtype), "cuda"), dtype)
+    assert_small(errors((*GPU_CASES[name], dtype), "fused", "cuda"), TOLERANCE[dtype])
 
 
 @pytest.mark.gpu
@@ -177,9 +121,9 @@ def test_activation_checkpointing_changes_nothing():
 
 
 def main() -> None:
-    found = {name: errors(case) for name, case in CPU_CASES.items()}
+    found = {name: errors(case, "fused") for name, case in CPU_CASES.items()}
     for name in ("window", "grid 14x14"):
-        spare = errors(CPU_CASES[name], num_buckets=NUM_BUCKETS)
+        spare = errors(CPU_CASES[name], "fused", num_buckets=NUM_BUCKETS)
         found[f"spare bucket, {name.split()[0]}"] = spare
     qkv, table, _ = make_inputs(1, 1, 16, TokenGrid(2, 3), torch.float16)
     q, k, v = (t.detach().requires_grad_() for t in qkv.permute(2, 0, 3, 1, 4).unbind(0))

@@ -46,16 +46,23 @@ def piecewise_index(distance: int, ratio: float = RATIO) -> int:
     return int(math.copysign(min(round(alpha + log_part), beta), distance))
 
 
+_FAR = math.ceil(8 * RATIO)  # gamma: everything further is in the outermost bucket
+# Distances at which the 1-D bucket changes, always by one: how many of them a distance has reached
+# is its bucket, 0 .. 6.
+BUCKET_STEPS = tuple(
+    d for d in range(-_FAR, _FAR + 1) if piecewise_index(d) != piecewise_index(d - 1)
+)
+
+
 def side_buckets(size: int) -> Tensor:
     """1-D buckets, 0 .. 6, of every (query, key) pair along one side of a grid: (size, size)."""
-    far = math.ceil(8 * RATIO)  # gamma: everything further is in the outermost bucket
     offset = NUM_SIDE_BUCKETS // 2
     # on the CPU whatever torch.device(...) is in force: tables of it are cached
     buckets = torch.tensor(
-        [piecewise_index(d) + offset for d in range(-far, far + 1)], device="cpu"
+        [piecewise_index(d) + offset for d in range(-_FAR, _FAR + 1)], device="cpu"
     )
     coords = torch.arange(size, device="cpu")
-    return buckets[(coords[:, None] - coords).clamp(-far, far) + far]
+    return buckets[(coords[:, None] - coords).clamp(-_FAR, _FAR) + _FAR]
 
 
 @lru_cache(maxsize=4)  # 134 MB for a 64x64 grid

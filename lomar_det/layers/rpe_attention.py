@@ -26,7 +26,7 @@ from .irpe import (
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "eager", "matmul", "fused")
+BACKENDS = ("auto", "eager", "matmul", "flex", "fused")
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.6 has none
 
 
@@ -45,15 +45,16 @@ def rpe_attention(
         table: (D, K) lookup table; K is 49, or 50 if the grid has a class token.
         grid: Shape of the token grid.
         backend: ``eager``, the slow literal formula; ``matmul``, the bias as small matrix products
-            (no gather, no scatter in backward) and SDPA; ``fused``, the Triton kernel, linear in
-            memory; ``auto``, fused on CUDA where it serves, else matmul, and eager on a CPU, where
-            gathers are cheap.
+            (no gather, no scatter in backward) and SDPA; ``flex``, torch's FlexAttention, linear in
+            memory on CUDA, forward only on a CPU; ``fused``, the Triton kernel, linear in memory;
+            ``auto``, the best that serves (`pick_backend`).
 
     Returns:
         (B, h, N, D) in the dtype of ``v``.
 
     Raises:
-        ValueError: unknown backend, a table too small for a class token, N not the grid's.
+        ValueError: unknown backend, a table too small for a class token, N not the grid's, or
+            tensors that the ``fused`` or ``flex`` asked for cannot serve.
     """
     if backend not in BACKENDS:
         raise ValueError(f"attention backend {backend!r} is not one of {', '.join(BACKENDS)}")
@@ -69,10 +70,22 @@ def rpe_attention(
         from .rpe_attention_triton import fused_rpe_attention
 
         return fused_rpe_attention(q, k, v, table, grid)
+    if backend == "flex":
+        from .rpe_attention_flex import flex_rpe_attention
+
+        return flex_rpe_attention(q, k, v, table, grid)
     if backend == "matmul":
         bias = matmul_bias(q, table, grid)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     return indexed_rpe_attention(q, k, v, table, bucket_table(grid, q.device))
+
+
+def cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """What autocast, if it is on, makes of the inputs of a matrix product: for custom operators."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    return tuple(t.to(torch.get_autocast_dtype(device)) for t in tensors)
 
 
 def indexed_rpe_attention(
@@ -144,15 +157,44 @@ def matmul_bias(q: Tensor, table: Tensor, grid: TokenGrid) -> Tensor:
 
 
 def pick_backend(q: Tensor, grid: TokenGrid) -> str:
-    """What ``auto`` means for these tensors; says so once per kind of case in the log."""
+    """What ``auto`` means for these tensors; says so once per kind of case in the log.
+
+    Fused on CUDA. Where that cannot serve, matmul: it is about as fast as flex, needs neither
+    compilation nor Triton, and gives the same bits twice. But its N x N bias can be too large for
+    the GPU (`_bias_is_huge`); then flex. Elsewhere eager: on a CPU gathers are cheap.
+    """
     choice, why = "eager", f"the tensors are on {q.device.type}"
     if q.is_cuda:
         choice, why = "fused", "on CUDA with Triton"
         unsupported = _why_not_fused(q, grid)
         if unsupported:
             choice, why = "matmul", unsupported
+            if _bias_is_huge(q) and _flex_serves(q):
+                choice, why = "flex", f"{why}, and an N x N bias would fill the GPU"
     _log_once(choice, why)
     return choice
+
+
+def _bias_is_huge(q: Tensor) -> bool:
+    """Whether an N x N bias takes more than a tenth of the GPU's memory.
+
+    A ViTDet has four global blocks, which keep theirs for the backward pass, where one more is
+    made as its gradient: half the memory for biases alone, and the rest of a detector beside them.
+    """
+    B, h, N, _ = q.shape
+    return 10 * B * h * N * N * q.element_size() > _gpu_memory(q.device)
+
+
+@torch.compiler.assume_constant_result
+def _gpu_memory(device: torch.device) -> int:
+    """In bytes, used or not: what is free varies, and the choice must not."""
+    return torch.cuda.get_device_properties(device).total_memory
+
+
+def _flex_serves(q: Tensor) -> bool:
+    from .rpe_attention_flex import why_unsupported
+
+    return why_unsupported(q, trains=True) is None
 
 
 def _why_not_fused(q: Tensor, grid: TokenGrid) -> str | None:

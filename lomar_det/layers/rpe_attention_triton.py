@@ -26,6 +26,7 @@ from ._triton_launch import (
     window_attention_backward,
 )
 from .irpe import TokenGrid
+from .rpe_attention import cast_for_autocast
 
 MAX_WINDOW_TOKENS = 64
 _INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it at import as well
@@ -70,12 +71,10 @@ def fused_rpe_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: To
     Raises:
         ValueError: for these tensors `why_unsupported` has a reason.
     """
-    if torch.is_autocast_enabled(q.device.type):
-        dtype = torch.get_autocast_dtype(q.device.type)
-        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    q, k, v = cast_for_autocast(q, k, v)
     reason = why_unsupported(q, grid)
     if reason is not None:
-        raise ValueError(f"{reason}; use attention backend 'matmul' or 'eager'")
+        raise ValueError(f"{reason}; use attention backend 'matmul', 'flex' or 'eager'")
     height, width, cls_token = grid
     if _fits_window(q, grid.num_tokens):
         return torch.ops.lomar_det.irpe_window(q, k, v, table, height, width, cls_token)

@@ -13,6 +13,7 @@ from lomar_det.layers import (
     piecewise_index,
     subset_buckets,
 )
+from lomar_det.layers.irpe import BUCKET_STEPS
 
 
 def literal_bucket_1d(d: int) -> int:
@@ -28,6 +29,11 @@ def test_piecewise_index_values():
     for distance, bucket in expected.items():
         assert piecewise_index(distance) == bucket
         assert piecewise_index(-distance) == -bucket
+
+
+def test_a_bucket_is_the_number_of_steps_reached():
+    for d in range(-70, 71):
+        assert sum(d >= step for step in BUCKET_STEPS) == literal_bucket_1d(d) + 3
 
 
 @pytest.mark.parametrize("height, width", [(7, 7), (14, 14), (5, 9), (64, 64)])

@@ -1,0 +1,216 @@
+"""iRPE by FlexAttention against the literal formula: outputs and all gradients.
+
+On a CPU torch computes FlexAttention densely and refuses its backward pass, though it has one. The
+gradients are tested with that lock off, compiled as on a GPU but for the kernels in the end.
+"""
+
+import importlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rpe_cases import GPU_CASES, TOLERANCE, assert_small, errors, make_inputs, run
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
+
+from lomar_det.layers import Attention, Block, TokenGrid, rpe_attention
+from lomar_det.layers import rpe_attention_flex as flex
+from lomar_det.layers.rpe_attention import pick_backend
+
+# in `lomar_det.layers` and `torch.nn.attention`, functions of the same name may hide these modules
+rpe_attention_module = importlib.import_module("lomar_det.layers.rpe_attention")
+torch_flex_module = importlib.import_module("torch.nn.attention.flex_attention")
+
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
+CPU_CASES = {
+    "not square": (2, 2, 8, TokenGrid(5, 9)),
+    "square": (1, 2, 16, TokenGrid(14, 14)),
+    "class token": (2, 2, 8, TokenGrid(7, 7, True)),
+    "one column, all distances": (1, 1, 8, TokenGrid(37, 1)),
+}
+
+
+@pytest.fixture
+def trainable(monkeypatch):
+    """Takes the path of a GPU on a CPU; counts compilations."""
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(flex.flex_attention, backend=counter, fullgraph=True)
+    monkeypatch.setattr(flex, "_compiled_flex_attention", compiled)
+    monkeypatch.setattr(flex, "_FORWARD_ONLY", ())
+    monkeypatch.setattr(torch_flex_module, "_validate_device", lambda *_: None, raising=False)
+    torch.compiler.reset()
+    return counter
+
+
+@pytest.mark.parametrize("name", CPU_CASES)
+def test_matches_the_literal_formula(name, trainable):
+    assert_small(errors((*CPU_CASES[name], torch.float64), "flex"), 1e-12)
+    assert trainable.frame_count == 1
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_matches_the_literal_formula_in_lower_precision(dtype, trainable):
+    assert_small(errors((*CPU_CASES["class token"], dtype), "flex"), TOLERANCE[dtype])
+
+
+def test_a_table_may_keep_the_bucket_of_a_missing_class_token(trainable):
+    case = (*CPU_CASES["not square"], torch.float64)
+    assert_small(errors(case, "flex", num_buckets=50), 1e-12)
+
+
+@pytest.mark.parametrize("name", CPU_CASES)
+def test_dense_on_a_cpu(name):
+    grid = CPU_CASES[name][3]
+    qkv, table, _ = make_inputs(*CPU_CASES[name], torch.float64)
+    inputs = (*qkv.permute(2, 0, 3, 1, 4), table, grid)
+    out, expected = (rpe_attention(*inputs, backend) for backend in ("flex", "eager"))
+    torch.testing.assert_close(out, expected)
+
+
+def checkpointed(case, device="cpu"):
+    """Runs without and with activation checkpointing."""
+    inputs = make_inputs(*case, device=device)
+
+    def attention(*tensors):
+        return rpe_attention(*tensors, case[3], "flex")
+
+    plain = run(attention, *inputs)
+    return plain, run(lambda *a: checkpoint(attention, *a, use_reentrant=False), *inputs)
+
+
+def test_activation_checkpointing_changes_nothing(trainable):
+    for a, b in zip(*checkpointed((*CPU_CASES["class token"], torch.float32)), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_autocast_is_the_same_as_inputs_in_half_precision():
+    case = (*CPU_CASES["class token"], torch.float32)
+    qkv, table, _ = make_inputs(*case)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = rpe_attention(q, k, v, table, case[3], "flex")
+    expected = rpe_attention(*(t.bfloat16() for t in (q, k, v)), table, case[3], "flex")
+    assert out.dtype == torch.bfloat16 and torch.equal(out, expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*functools.lru_cache")  # see `compile_blocks`
+def test_becomes_part_of_a_compiled_block(trainable):
+    block, x = Block(32, 2, backend="flex").double(), torch.randn(2, 35, 32).double()
+    twin = Block(32, 2, backend="eager").double()
+    torch.nn.init.normal_(block.attn.rpe_k.lookup_table_weight)
+    twin.load_state_dict(block.state_dict())
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+    for module in (compiled, twin):
+        module(x, TokenGrid(5, 7)).square().sum().backward()
+    for a, b in zip(block.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    assert trainable.frame_count == 0  # not a graph of its own
+
+
+def test_many_sizes_need_few_compilations(trainable):
+    """A detector's: four shapes of windows and whole grids of any size, one picture or more."""
+    sides = [(3, 3), (3, 4), (4, 3), (4, 4), (8, 9), (7, 6)]
+    for batch in (2, 1):
+        for side in sides:
+            assert_small(errors((batch, 2, 8, TokenGrid(*side), torch.float64), "flex"), 1e-12)
+    assert trainable.frame_count <= 4
+
+
+def test_training_after_inference_mode(trainable):
+    grid = TokenGrid(5, 31)  # of no other test
+    module, x = Attention(16, 2, backend="flex"), torch.randn(1, grid.num_tokens, 16)
+    with torch.inference_mode():
+        module(x, grid)
+    module(x, grid).sum().backward()
+    assert module.qkv.weight.grad.isfinite().all()
+
+
+def test_training_on_a_cpu_is_refused():
+    module, x = Attention(16, 2, backend="flex"), torch.randn(1, 6, 16)
+    with pytest.raises(ValueError, match="no backward pass on cpu; use .* 'matmul' or 'eager'"):
+        module(x, TokenGrid(2, 3))
+
+
+@pytest.mark.parametrize(
+    "dtype, head_dim, words", [(torch.float64, 64, "float64"), (torch.float32, 8, "head_dim 16")]
+)
+def test_says_why_it_cannot_serve_on_cuda(dtype, head_dim, words, monkeypatch):
+    monkeypatch.setattr(flex, "_HAS_TRITON", True)
+    assert words in flex.why_unsupported(cuda_query(4, dtype, head_dim), trains=True)
+    assert flex.why_unsupported(cuda_query(4, torch.float32, 160), trains=True) is None
+    monkeypatch.setattr(flex, "_HAS_TRITON", False)
+    assert "Triton" in flex.why_unsupported(cuda_query(4), trains=False)
+
+
+def cuda_query(num_tokens, dtype=torch.float16, head_dim=64):
+    """What the choice of a backend looks at, without a GPU."""
+    return SimpleNamespace(
+        is_cuda=True,
+        device=torch.device("cuda", 0),
+        shape=torch.Size((2, 12, num_tokens, head_dim)),
+        dtype=dtype,
+        element_size=lambda: dtype.itemsize,
+    )
+
+
+@pytest.mark.parametrize(
+    "gpu_gib, side, dtype, choice",
+    [
+        (16, 64, torch.float16, "matmul"),  # a bias of 0.75 GiB
+        (4, 64, torch.float16, "flex"),
+        (40, 128, torch.float16, "flex"),  # of 12 GiB
+        (40, 128, torch.float64, "matmul"),  # flex has none
+    ],
+)
+def test_auto_takes_flex_where_a_bias_would_fill_the_gpu(
+    gpu_gib, side, dtype, choice, monkeypatch, lomar_log
+):
+    monkeypatch.setattr(rpe_attention_module, "_why_not_fused", lambda *_: "an old GPU")
+    monkeypatch.setattr(rpe_attention_module, "_gpu_memory", lambda _: gpu_gib * 2**30)
+    monkeypatch.setattr(rpe_attention_module, "_logged", set())
+    monkeypatch.setattr(flex, "_HAS_TRITON", True)
+    assert pick_backend(cuda_query(side**2, dtype), TokenGrid(side, side)) == choice
+    assert f"backend {choice} (an old GPU" in lomar_log.text
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", GPU_CASES)
+def test_compiled_matches_the_literal_formula_on_cuda(name, dtype):
+    torch.compiler.reset()  # compiled for these sizes; the next test is about sizes that change
+    assert_small(errors((*GPU_CASES[name], dtype), "flex", "cuda"), TOLERANCE[dtype])
+
+
+@pytest.mark.gpu
+def test_compiled_serves_sizes_that_change_on_cuda():
+    torch.compiler.reset()
+    for side in ((13, 13), (13, 12), (12, 13), (12, 12), (40, 23), (31, 17), (64, 50)):
+        case = (2, 2, 64, TokenGrid(*side), torch.float32)
+        assert_small(errors(case, "flex", "cuda"), TOLERANCE[torch.float32])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["edge windows", "classification", "small window"])
+def test_compiles_without_a_graph_break_and_under_autocast(name):
+    grid = GPU_CASES[name][3]
+    inputs = make_inputs(*GPU_CASES[name], torch.float32, device="cuda")
+
+    def attention(*tensors):
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            return rpe_attention(*tensors, grid, "flex")
+
+    torch.compiler.reset()
+    plain = run(attention, *inputs)
+    compiled = run(torch.compile(attention, fullgraph=True), *inputs)
+    assert plain[0].dtype == torch.bfloat16
+    for a, b in zip(plain, compiled, strict=True):
+        assert ((a - b).norm() / a.norm()).item() < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.gpu
+def test_activation_checkpointing_changes_nothing_on_cuda():
+    case = (*GPU_CASES["classification"], torch.bfloat16)
+    for a, b in zip(*checkpointed(case, "cuda"), strict=True):
+        # not bit for bit: the gradient of the lookup is added up in no fixed order
+        assert ((a - b).norm() / a.norm()).item() < TOLERANCE[torch.bfloat16]
