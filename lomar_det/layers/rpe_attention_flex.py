@@ -25,6 +25,7 @@ from .rpe_attention import cast_for_autocast
 
 MIN_HEAD_DIM = 16  # Triton's products have no smaller side
 _HAS_TRITON = find_spec("triton") is not None
+_DEVICES = ("cuda", "cpu", "mps", "xpu", "hpu")
 _FORWARD_ONLY = ("cpu", "mps")
 
 # Sizes are left to torch, which makes those that change variable from the second compilation on. A
@@ -34,13 +35,13 @@ _FORWARD_ONLY = ("cpu", "mps")
 _compiled_flex_attention = torch.compile(flex_attention, fullgraph=True)
 
 
-def why_unsupported(q: Tensor, trains: bool) -> str | None:
-    """The reason why `flex_rpe_attention` cannot serve these tensors, or None.
-
-    Args:
-        q: (B, h, N, D).
-        trains: Whether gradients are needed.
-    """
+def why_unsupported(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> str | None:
+    """The reason why `flex_rpe_attention` cannot serve these tensors, or None."""
+    if q.device.type not in _DEVICES:
+        return f"FlexAttention does not know {q.device.type}"
+    # torch looks at q, k and v themselves, also where no gradients are recorded
+    trains = any(t.requires_grad for t in (q, k, v))
+    trains = trains or (table.requires_grad and torch.is_grad_enabled())
     if trains and q.device.type in _FORWARD_ONLY:
         return f"FlexAttention has no backward pass on {q.device.type}"
     if q.device.type == "cuda":
@@ -73,10 +74,10 @@ def flex_rpe_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: Tok
         ValueError: for these tensors `why_unsupported` has a reason.
     """
     q, k, v = cast_for_autocast(q, k, v)
-    lookup = q @ table.to(q.dtype)  # (B, h, N, K)
-    reason = why_unsupported(q, any(t.requires_grad for t in (q, k, v, lookup)))
+    reason = why_unsupported(q, k, v, table)
     if reason is not None:
         raise ValueError(f"{reason}; use attention backend 'matmul' or 'eager'")
+    lookup = q @ table.to(q.dtype)  # (B, h, N, K)
     # the gradient of the lookup has its type, and is a sum over keys: not in half precision
     lookup = lookup.to(torch.promote_types(lookup.dtype, torch.float32))
     part_of_a_graph = torch.compiler.is_compiling()
