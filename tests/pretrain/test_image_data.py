@@ -169,6 +169,13 @@ def test_normalisation_is_undone():
     torch.testing.assert_close(restored, torch.tensor(PIXELS).float(), atol=0.01, rtol=0)
 
 
+def test_normalisation_is_torchvisions():
+    images = torch.randint(256, (2, 3, 5, 4), dtype=torch.uint8)
+    scaled = v2.functional.to_dtype(images, torch.float32, scale=True)
+    expected = v2.functional.normalize(scaled, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert torch.equal(normalize(images), expected)
+
+
 def photo(width, height):
     """Smooth colours with edges, as a camera sees them."""
     rng = np.random.default_rng(0)
