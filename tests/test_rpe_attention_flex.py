@@ -181,6 +181,11 @@ def test_says_why_it_cannot_serve_on_cuda(dtype, head_dim, words, monkeypatch):
     monkeypatch.setattr(flex, "_HAS_TRITON", True)
     assert words in flex.why_unsupported(*cuda_inputs(4, dtype, head_dim))
     assert flex.why_unsupported(*cuda_inputs(4, torch.float32, 160)) is None
+    monkeypatch.setattr(flex, "_TRAINS_INSIDE_A_GRAPH", False)
+    assert flex.why_unsupported(*cuda_inputs(4)) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert "torch 2.9" in flex.why_unsupported(*cuda_inputs(4))
     monkeypatch.setattr(flex, "_HAS_TRITON", False)
     assert "Triton" in flex.why_unsupported(*cuda_inputs(4))
 

@@ -25,6 +25,7 @@ from .rpe_attention import cast_for_autocast
 
 MIN_HEAD_DIM = 16  # Triton's products have no smaller side
 _HAS_TRITON = find_spec("triton") is not None
+_TRAINS_INSIDE_A_GRAPH = torch.__version__ >= (2, 9)  # before, buffers of backward get confused
 _DEVICES = ("cuda", "cpu", "mps", "xpu", "hpu")
 _FORWARD_ONLY = ("cpu", "mps")
 
@@ -44,6 +45,8 @@ def why_unsupported(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> str | Non
     trains = trains or (table.requires_grad and torch.is_grad_enabled())
     if trains and q.device.type in _FORWARD_ONLY:
         return f"FlexAttention has no backward pass on {q.device.type}"
+    if trains and torch.compiler.is_compiling() and not _TRAINS_INSIDE_A_GRAPH:
+        return "FlexAttention needs torch 2.9 to be trained inside torch.compile"
     if q.device.type == "cuda":
         if not _HAS_TRITON:
             return "FlexAttention needs Triton on CUDA, which is not installed"
@@ -58,8 +61,7 @@ def flex_rpe_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: Tok
     """Attention over a grid of tokens with iRPE on keys; see `rpe_attention` for the formula.
 
     On CUDA the first call compiles, and the gradient of the table is added up in no fixed order:
-    two runs may differ in the last bits. Inside torch.compile it becomes part of that graph, which
-    needs torch 2.9: earlier ones confuse the buffers of its backward pass.
+    two runs may differ in the last bits. Inside torch.compile it becomes part of that graph.
 
     Args:
         q, k, v: (B, h, N, D), N = ``grid.num_tokens``; on CUDA D is 16 or more, and the type
