@@ -5,6 +5,7 @@ and would then hold for every other test, so those checks run in a process of th
 as a script.
 """
 
+import importlib
 import json
 import os
 import subprocess
@@ -67,6 +68,14 @@ def test_says_why_it_cannot_serve():
     q = torch.zeros(1, 1, 49, 32)
     with pytest.raises(ValueError, match="matmul"):
         fused_rpe_attention(q, q, q, torch.zeros(32, 49), grid)
+
+
+def test_is_what_fused_means(monkeypatch):
+    module = importlib.import_module("lomar_det.layers.rpe_attention")  # not the function
+    monkeypatch.setattr(module, "_why_not_fused", lambda *_: None)
+    q = torch.zeros(1, 1, 49, 32)
+    with pytest.raises(ValueError, match="the fused kernel needs CUDA"):
+        module.rpe_attention(q, q, q, torch.zeros(32, 49), TokenGrid(7, 7), "fused")
 
 
 @pytest.mark.gpu
