@@ -237,8 +237,11 @@ def test_a_large_jpeg_is_decoded_no_finer_than_needed(tmp_path, shrink):
 
 
 @pytest.mark.usefixtures("decoder")
-@pytest.mark.parametrize("size", [(640, 480), (300, 500), (90, 40), (2000, 1500)])
-def test_crops_are_those_of_torchvision(tmp_path, size):
+@pytest.mark.parametrize(
+    "size, tolerance",  # boxes in large pictures are rounded to coarser pixels
+    [((640, 480), 2), ((300, 500), 0.1), ((90, 40), 0.1), ((2000, 1500), 2)],
+)
+def test_crops_are_those_of_torchvision(tmp_path, size, tolerance):
     """The slow twin: the whole picture by Pillow, then torchvision's transforms on it."""
     photo(*size).save(tmp_path / "x.jpg", quality=95)
     ours = PretrainTransform((64, 96), (0.3, 0.9), flip=True)
@@ -254,4 +257,4 @@ def test_crops_are_those_of_torchvision(tmp_path, size):
         torch.manual_seed(seed)
         expected = pil_to_tensor(twin(load_image(tmp_path / "x.jpg")))
         assert crop.shape == (3, 64, 96) and crop.dtype == torch.uint8
-        assert difference(crop, expected) < 2  # boxes are rounded to coarser pixels
+        assert difference(crop, expected) < tolerance
