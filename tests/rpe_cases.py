@@ -1,9 +1,9 @@
-"""iRPE attention in one backend against the literal formula in float64, gradients included."""
+"""iRPE attention of one kind against the literal formula in float64, gradients included."""
 
 import torch
 
 from lomar_det.layers.irpe import NUM_BUCKETS, NUM_SPATIAL_BUCKETS, TokenGrid, bucket_table
-from lomar_det.layers.rpe_attention import indexed_rpe_attention, rpe_attention
+from lomar_det.layers.rpe_attention import indexed_rpe_attention
 
 NAMES = ("out", "dq", "dk", "dv", "dtable")
 TOLERANCE = {torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
@@ -45,13 +45,18 @@ def run(attention, qkv, table, dout):
     return out.detach(), *dqkv.unbind(2), dtable
 
 
-def errors(case, backend, device="cpu", num_buckets=None):
-    """Relative error of the output and every gradient against the literal formula in float64."""
+def errors(case, attention, device="cpu", num_buckets=None):
+    """Relative error of the output and every gradient against the literal formula in float64.
+
+    Args:
+        case: batch, heads, head_dim, grid, dtype.
+        attention: A function of (q, k, v, table, grid).
+    """
     grid = case[3]
     inputs = make_inputs(*case, device=device, num_buckets=num_buckets)
     buckets = bucket_table(grid, device)
     exact = run(lambda *a: indexed_rpe_attention(*a, buckets), *(t.double() for t in inputs))
-    found = run(lambda *a: rpe_attention(*a, grid, backend), *inputs)
+    found = run(lambda *a: attention(*a, grid), *inputs)
     return {
         name: ((a.double() - b).norm() / b.norm()).item()
         for name, a, b in zip(NAMES, found, exact, strict=True)

@@ -5,6 +5,7 @@ and would then hold for every other test, so those checks run in a process of th
 as a script.
 """
 
+import importlib
 import json
 import os
 import subprocess
@@ -15,9 +16,10 @@ import torch
 from rpe_cases import GPU_CASES, TOLERANCE, assert_small, errors, make_inputs, run
 
 from lomar_det.layers.irpe import NUM_BUCKETS, TokenGrid
-from lomar_det.layers.rpe_attention import rpe_attention
 
 pytest.importorskip("triton")
+
+from lomar_det.layers.rpe_attention_triton import fused_rpe_attention, why_unsupported
 
 # batch, heads, head_dim, grid, dtype: windows done by one program (never in float32), and grids
 CPU_CASES = {
@@ -59,8 +61,6 @@ def test_operators_are_registered_as_they_should_be(interpreted):
 
 
 def test_says_why_it_cannot_serve():
-    from lomar_det.layers.rpe_attention_triton import fused_rpe_attention, why_unsupported
-
     grid = TokenGrid(7, 7)
     assert "float64" in why_unsupported(torch.zeros(1, 1, 49, 32, dtype=torch.float64), grid)
     assert "head_dim" in why_unsupported(torch.zeros(1, 1, 49, 160), grid)
@@ -70,11 +70,19 @@ def test_says_why_it_cannot_serve():
         fused_rpe_attention(q, q, q, torch.zeros(32, 49), grid)
 
 
+def test_is_what_fused_means(monkeypatch):
+    module = importlib.import_module("lomar_det.layers.rpe_attention")  # not the function
+    monkeypatch.setattr(module, "_why_not_fused", lambda *_: None)
+    q = torch.zeros(1, 1, 49, 32)
+    with pytest.raises(ValueError, match="the fused kernel needs CUDA"):
+        module.rpe_attention(q, q, q, torch.zeros(32, 49), TokenGrid(7, 7), "fused")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("name", GPU_CASES)
 def test_matches_the_literal_formula_on_cuda(name, dtype):
-    assert_small(errors((*GPU_CASES[name], dtype), "fused", "cuda"), TOLERANCE[dtype])
+    assert_small(errors((*GPU_CASES[name], dtype), fused_rpe_attention, "cuda"), TOLERANCE[dtype])
 
 
 @pytest.mark.gpu
@@ -82,7 +90,7 @@ def test_matches_the_literal_formula_on_cuda(name, dtype):
 def test_two_runs_agree_bit_for_bit(name):
     case = (*GPU_CASES[name], torch.bfloat16)
     inputs = make_inputs(*case, device="cuda")
-    runs = [run(lambda *a: rpe_attention(*a, case[3], "fused"), *inputs) for _ in range(2)]
+    runs = [run(lambda *a: fused_rpe_attention(*a, case[3]), *inputs) for _ in range(2)]
     for a, b in zip(*runs, strict=True):
         assert torch.equal(a, b)
 
@@ -95,7 +103,7 @@ def test_compiles_without_a_graph_break_and_under_autocast(name):
 
     def attention(*tensors):
         with torch.autocast("cuda", dtype=torch.bfloat16):
-            return rpe_attention(*tensors, grid, "fused")
+            return fused_rpe_attention(*tensors, grid)
 
     eager = run(attention, *inputs)
     compiled = run(torch.compile(attention, fullgraph=True), *inputs)
@@ -112,7 +120,7 @@ def test_activation_checkpointing_changes_nothing():
     inputs = make_inputs(*case, device="cuda")
 
     def attention(*tensors):
-        return rpe_attention(*tensors, case[3], "fused")
+        return fused_rpe_attention(*tensors, case[3])
 
     plain = run(attention, *inputs)
     again = run(lambda *a: checkpoint(attention, *a, use_reentrant=False), *inputs)
@@ -121,9 +129,9 @@ def test_activation_checkpointing_changes_nothing():
 
 
 def main() -> None:
-    found = {name: errors(case, "fused") for name, case in CPU_CASES.items()}
+    found = {name: errors(case, fused_rpe_attention) for name, case in CPU_CASES.items()}
     for name in ("window", "grid 14x14"):
-        spare = errors(CPU_CASES[name], "fused", num_buckets=NUM_BUCKETS)
+        spare = errors(CPU_CASES[name], fused_rpe_attention, num_buckets=NUM_BUCKETS)
         found[f"spare bucket, {name.split()[0]}"] = spare
     qkv, table, _ = make_inputs(1, 1, 16, TokenGrid(2, 3), torch.float16)
     q, k, v = (t.detach().requires_grad_() for t in qkv.permute(2, 0, 3, 1, 4).unbind(0))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from tabulate import tabulate
 
 REPEATS = 20
 CEILING_SIDE = 8192  # of the square product whose rate is called the machine's ceiling
@@ -109,18 +110,9 @@ def align(rows: list[dict], columns: dict[str, str]) -> str:
         columns: Key of a row to the format of its value; the key is the title.
     """
     columns = {key: form for key, form in columns.items() if any(key in row for row in rows)}
-    table = [list(columns)]
-    for row in rows:
-        table.append([_cell(row.get(key), form) for key, form in columns.items()])
-    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-    lines = []
-    for line in table:
-        first, *rest = (
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        lines.append("  ".join([first, *rest]))
-    return "\n".join(lines)
+    table = [[_cell(row.get(key), form) for key, form in columns.items()] for row in rows]
+    sides = ["left", *["right"] * (len(columns) - 1)]
+    return tabulate(table, list(columns), "plain", disable_numparse=True, colalign=sides)
 
 
 def _cell(value, form: str) -> str:

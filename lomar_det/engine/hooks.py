@@ -146,23 +146,27 @@ class StopOnSignal(HookBase):
     ten steps: it is enough that one of them gets the signal.
     """
 
-    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
-
     def __init__(self, checkpointer):
         self.checkpointer = checkpointer
         self.received: int | None = None
         self._previous = {}
 
     def before_train(self) -> None:
-        for number in self.signals:
-            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-                continue  # by nohup
+        for number in self.signals():
             self._previous[number] = signal.signal(number, self._receive)
 
     def after_train(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+    @staticmethod
+    def signals() -> list[signal.Signals]:
+        """Those that end a run; without SIGHUP where ``nohup`` has it ignored."""
+        numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+            numbers.remove(signal.SIGHUP)
+        return numbers
 
     def _receive(self, number: int, _frame) -> None:
         if self.received == number == signal.SIGINT:

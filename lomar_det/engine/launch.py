@@ -205,7 +205,7 @@ def _start_processes(main: Callable, args: argparse.Namespace) -> None:
             if process.pid and number != signal.SIGINT:  # a terminal sends that to all by itself
                 os.kill(process.pid, number)
 
-    for number in StopOnSignal.signals:
+    for number in StopOnSignal.signals():
         signal.signal(number, pass_on)
     processes = args.num_gpus, args.num_machines, args.machine_rank, args.dist_url
     try:

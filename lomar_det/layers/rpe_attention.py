@@ -47,14 +47,14 @@ def rpe_attention(
         backend: ``eager``, the slow literal formula; ``matmul``, the bias as small matrix products
             (no gather, no scatter in backward) and SDPA; ``flex``, torch's FlexAttention, linear in
             memory on CUDA, forward only on a CPU; ``fused``, the Triton kernel, linear in memory;
-            ``auto``, the best that serves (`pick_backend`).
+            ``auto``, the best that serves. `pick_backend` says what takes the place of a ``flex``
+            or ``fused`` that cannot serve these tensors.
 
     Returns:
         (B, h, N, D) in the dtype of ``v``.
 
     Raises:
-        ValueError: unknown backend, a table too small for a class token, N not the grid's, or
-            tensors that the ``fused`` or ``flex`` asked for cannot serve.
+        ValueError: unknown backend, a table too small for a class token, or N not the grid's.
     """
     if backend not in BACKENDS:
         raise ValueError(f"attention backend {backend!r} is not one of {', '.join(BACKENDS)}")
@@ -64,8 +64,7 @@ def rpe_attention(
         raise ValueError("a class token needs bucket 49, but the iRPE table has only 49 buckets")
     if is_recording():
         return recorded_rpe_attention(q, k, v, table, grid)
-    if backend == "auto":
-        backend = pick_backend(q, grid)
+    backend = pick_backend(q, k, v, table, grid, backend)
     if backend == "fused":
         from .rpe_attention_triton import fused_rpe_attention
 
@@ -156,33 +155,42 @@ def matmul_bias(q: Tensor, table: Tensor, grid: TokenGrid) -> Tensor:
     return torch.cat([cls_bias[:, :, :1].expand(B, h, 1, N), bias], dim=2)
 
 
-def pick_backend(q: Tensor, grid: TokenGrid) -> str:
-    """What ``auto`` means for these tensors; says so once per kind of case in the log.
+def pick_backend(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: TokenGrid, asked: str = "auto"
+) -> str:
+    """The backend that computes `rpe_attention`; says so once per kind of case in the log.
 
-    Fused on CUDA. Where that cannot serve, matmul: it is about as fast as flex, needs neither
-    compilation nor Triton, and gives the same bits twice. But its N x N bias can be too large for
-    the GPU (`_bias_is_huge`); then flex. Elsewhere eager: on a CPU gathers are cheap.
+    What was asked for, if it serves these tensors. ``auto`` means fused on CUDA. Where fused or
+    flex cannot serve, matmul does on CUDA: it is about as fast as flex, needs neither compilation
+    nor Triton, and gives the same bits twice. But its N x N bias can be too large for the GPU
+    (`_bias_is_huge`); then flex, if that serves. Elsewhere eager: on a CPU gathers are cheap.
     """
-    choice, why = "eager", f"the tensors are on {q.device.type}"
-    if q.is_cuda:
-        choice, why = "fused", "on CUDA with Triton"
+    choice, why = asked, "asked for"
+    if asked == "auto":
+        choice, why = "eager", f"the tensors are on {q.device.type}"
+        if q.is_cuda:
+            choice, why = "fused", "on CUDA with Triton"
+    unsupported = None
+    if choice == "fused":
         unsupported = _why_not_fused(q, grid)
-        if unsupported:
-            choice, why = "matmul", unsupported
-            if _bias_is_huge(q) and _flex_serves(q):
-                choice, why = "flex", f"{why}, and an N x N bias would fill the GPU"
+    elif choice == "flex":
+        unsupported = _why_not_flex(q, k, v, table)
+    if unsupported:
+        choice, why = "matmul" if q.is_cuda else "eager", unsupported
+        if _bias_is_huge(q) and not _why_not_flex(q, k, v, table):
+            choice, why = "flex", f"{why}, and an N x N bias would fill the GPU"
     _log_once(choice, why)
     return choice
 
 
 def _bias_is_huge(q: Tensor) -> bool:
-    """Whether an N x N bias takes more than a tenth of the GPU's memory.
+    """Whether an N x N bias takes more than a tenth of a GPU's memory.
 
     A ViTDet has four global blocks, which keep theirs for the backward pass, where one more is
     made as its gradient: half the memory for biases alone, and the rest of a detector beside them.
     """
     B, h, N, _ = q.shape
-    return 10 * B * h * N * N * q.element_size() > _gpu_memory(q.device)
+    return q.is_cuda and 10 * B * h * N * N * q.element_size() > _gpu_memory(q.device)
 
 
 @torch.compiler.assume_constant_result
@@ -191,10 +199,10 @@ def _gpu_memory(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).total_memory
 
 
-def _flex_serves(q: Tensor) -> bool:
+def _why_not_flex(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> str | None:
     from .rpe_attention_flex import why_unsupported
 
-    return why_unsupported(q, trains=True) is None
+    return why_unsupported(q, k, v, table)
 
 
 def _why_not_fused(q: Tensor, grid: TokenGrid) -> str | None:

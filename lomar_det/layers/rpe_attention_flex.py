@@ -25,6 +25,8 @@ from .rpe_attention import cast_for_autocast
 
 MIN_HEAD_DIM = 16  # Triton's products have no smaller side
 _HAS_TRITON = find_spec("triton") is not None
+_TRAINS_INSIDE_A_GRAPH = torch.__version__ >= (2, 9)  # before, buffers of backward get confused
+_DEVICES = ("cuda", "cpu", "mps", "xpu", "hpu")
 _FORWARD_ONLY = ("cpu", "mps")
 
 # Sizes are left to torch, which makes those that change variable from the second compilation on. A
@@ -34,15 +36,17 @@ _FORWARD_ONLY = ("cpu", "mps")
 _compiled_flex_attention = torch.compile(flex_attention, fullgraph=True)
 
 
-def why_unsupported(q: Tensor, trains: bool) -> str | None:
-    """The reason why `flex_rpe_attention` cannot serve these tensors, or None.
-
-    Args:
-        q: (B, h, N, D).
-        trains: Whether gradients are needed.
-    """
+def why_unsupported(q: Tensor, k: Tensor, v: Tensor, table: Tensor) -> str | None:
+    """The reason why `flex_rpe_attention` cannot serve these tensors, or None."""
+    if q.device.type not in _DEVICES:
+        return f"FlexAttention does not know {q.device.type}"
+    # torch looks at q, k and v themselves, also where no gradients are recorded
+    trains = any(t.requires_grad for t in (q, k, v))
+    trains = trains or (table.requires_grad and torch.is_grad_enabled())
     if trains and q.device.type in _FORWARD_ONLY:
         return f"FlexAttention has no backward pass on {q.device.type}"
+    if trains and torch.compiler.is_compiling() and not _TRAINS_INSIDE_A_GRAPH:
+        return "FlexAttention needs torch 2.9 to be trained inside torch.compile"
     if q.device.type == "cuda":
         if not _HAS_TRITON:
             return "FlexAttention needs Triton on CUDA, which is not installed"
@@ -57,8 +61,7 @@ def flex_rpe_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: Tok
     """Attention over a grid of tokens with iRPE on keys; see `rpe_attention` for the formula.
 
     On CUDA the first call compiles, and the gradient of the table is added up in no fixed order:
-    two runs may differ in the last bits. Inside torch.compile it becomes part of that graph, which
-    needs torch 2.9: earlier ones confuse the buffers of its backward pass.
+    two runs may differ in the last bits. Inside torch.compile it becomes part of that graph.
 
     Args:
         q, k, v: (B, h, N, D), N = ``grid.num_tokens``; on CUDA D is 16 or more, and the type
@@ -73,10 +76,10 @@ def flex_rpe_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: Tok
         ValueError: for these tensors `why_unsupported` has a reason.
     """
     q, k, v = cast_for_autocast(q, k, v)
-    lookup = q @ table.to(q.dtype)  # (B, h, N, K)
-    reason = why_unsupported(q, any(t.requires_grad for t in (q, k, v, lookup)))
+    reason = why_unsupported(q, k, v, table)
     if reason is not None:
         raise ValueError(f"{reason}; use attention backend 'matmul' or 'eager'")
+    lookup = q @ table.to(q.dtype)  # (B, h, N, K)
     # the gradient of the lookup has its type, and is a sum over keys: not in half precision
     lookup = lookup.to(torch.promote_types(lookup.dtype, torch.float32))
     part_of_a_graph = torch.compiler.is_compiling()

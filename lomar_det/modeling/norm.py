@@ -12,8 +12,8 @@ class ChannelLayerNorm(LayerNorm):
     """The same numbers as detectron2's ``LN``, with the same parameters.
 
     detectron2 writes the formula out, step by step, and every step reads and writes the whole
-    feature and is kept for backward. The result here has its channels last in memory, as the fast
-    convolutions want it, so that what follows it needs no rearranging either.
+    feature and is kept for backward. The result here has its channels last in memory, as fast
+    convolutions want it; ROIAlign alone makes a copy with another layout.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
+from lomar_det.figures import new_figure, save_figure
+
 from .ablation_plan import Cell
-from .pictures import new_figure, save_figure
 
 COLUMNS = (
     "cell",

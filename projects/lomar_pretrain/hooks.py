@@ -17,11 +17,12 @@ from omegaconf import DictConfig
 
 from lomar_det.engine import Checkpointer, autocast_as_set
 from lomar_det.errors import UserError
+from lomar_det.figures import save_figure
 
 from .bad_images import BadImage, BadImageFile
 from .lomar import LoMaR
 from .mae import MAE
-from .pictures import figure_to_array, reconstruction_figure, save_figure
+from .pictures import figure_to_array, reconstruction_figure
 from .probe import KNNProbe
 from .reconstruction import open_examples
 

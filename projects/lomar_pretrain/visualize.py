@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 
 from lomar_det.errors import UserError
-from lomar_det.figures import check_format
+from lomar_det.figures import check_format, save_figure
 from lomar_det.image_files import find_pictures
 
-from .pictures import reconstruction_figure, save_figure
+from .pictures import reconstruction_figure
 from .reconstruction import open_examples
 
 FILE_NAME = "reconstruction.png"  # where the output is a folder

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import importlib
 import logging
 import multiprocessing
 import os
@@ -157,3 +158,21 @@ def test_ctrl_c_during_the_imports_leaves_no_traceback(tool):
     process.send_signal(signal.SIGINT)
     err = process.communicate(timeout=60)[1]
     assert process.returncode == -signal.SIGINT and b"Traceback" not in seen + err
+
+
+@pytest.mark.parametrize("before", [signal.SIG_IGN, signal.SIG_DFL])
+def test_several_processes_under_nohup_inherit_that_it_is_ignored(monkeypatch, before):
+    """A process that is started gets the default back for whatever has a handler here."""
+    seen = []
+    module = importlib.import_module("lomar_det.engine.launch")
+    monkeypatch.setattr(module, "launch", lambda *_: seen.append(signal.getsignal(signal.SIGHUP)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    numbers = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    signal.signal(signal.SIGHUP, before)
+    try:
+        run_tool(None, arguments("--num-gpus", "2"))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert (seen == [signal.SIG_IGN]) == (before == signal.SIG_IGN) and len(seen) == 1
