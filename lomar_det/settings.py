@@ -75,7 +75,10 @@ RUN_RULES = {
     "train.init_checkpoint": TEXT | one_of(None),
     "train.device": TEXT,
     "train.precision": one_of("auto", "bf16", "fp16", "fp32"),
-    "train.seed": Rule("a whole number from 0 to 2**32 - 1", lambda v: v in range(2**32)),
+    # not "in range": of a word, that would compare it with all of them, for minutes
+    "train.seed": Rule(
+        "a whole number from 0 to 2**32 - 1", lambda v: whole(0).holds(v) and v < 2**32
+    ),
     "train.accumulation_steps": whole(1) | one_of("auto"),
     "train.max_batch_per_gpu": whole(1),
     "train.clip_grad_norm": number("[0, inf)") | one_of(None),

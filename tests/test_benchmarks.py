@@ -60,6 +60,28 @@ def test_a_file_that_cannot_be_written_is_named_before_measuring(
     assert stop.value.code == 2 and not out and f"error: {option} {path}" in err and message in err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num-workers", "-1"], "num_workers=-1 must be a whole number of at least 0"),
+        (["--images-per-second", "-3"], "images_per_second=-3.0 must be"),
+        (["--images-per-second", "nan"], "images_per_second=nan must be"),
+        (["--plot", "x.json", "--json", "./x.json"], "x.json"),
+        (["--plot", "x.svg", "--json", "./x.svg"], "--json and --plot are both x.svg"),
+        (["--device", "quantum", "--json", "x.json"], "--device quantum is not one of auto"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(tmp_path, monkeypatch, capsys, options, message):
+    tool = ROOT / "tools" / "benchmark.py"
+    monkeypatch.setattr(sys, "argv", [str(tool), "loader", "--tiny", *options])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(tool), run_name="__main__")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and line.startswith("error: ") and message in line
+    assert not list(tmp_path.iterdir())  # no empty file that looks like a result
+
+
 @pytest.mark.gpu
 def test_attention_on_a_gpu():
     backends = ["flash, no bias", "cuDNN, no bias", "fused", "flex", "matmul", "eager"]

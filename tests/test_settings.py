@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from lomar_det.engine import detection
 from lomar_det.errors import UserError
-from lomar_det.settings import FLAG, TEXT, check_settings, number, one_of, pair, whole
+from lomar_det.settings import FLAG, RUN_RULES, TEXT, check_settings, number, one_of, pair, whole
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,11 @@ def test_detection_refuses_before_it_looks_for_data(tmp_path, setting):
     with pytest.raises(UserError, match=f"^{setting.split('=')[0]}=.* must be "):
         detection.main(tool_args(config, *opts))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seed", ["abc", None, 1.5, True, -1, 2**32])
+def test_a_seed_that_is_none_is_refused_at_once(seed):
+    """Not compared with all that there are."""
+    with pytest.raises(UserError, match="train.seed=.* must be a whole number"):
+        check_settings({"train": {"seed": seed}}, {"train.seed": RUN_RULES["train.seed"]})
+    check_settings({"train": {"seed": 2**32 - 1}}, {"train.seed": RUN_RULES["train.seed"]})

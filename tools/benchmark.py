@@ -18,6 +18,7 @@ from lomar_det.benchmarks.detection import benchmark_detection, format_detection
 from lomar_det.engine import pick_device, run_tool
 from lomar_det.errors import UserError
 from lomar_det.figures import check_format
+from lomar_det.settings import check_settings, number, whole
 from lomar_pretrain.benchmarks import (
     LOADER_COLUMNS,
     STEP_COLUMNS,
@@ -25,14 +26,19 @@ from lomar_pretrain.benchmarks import (
     benchmark_pretrain,
 )
 
+_RULES = {"num_workers": whole(0), "images_per_second": number("[0, inf)")}
+
 
 def main(args: argparse.Namespace) -> None:
     # now, not after the measurements
+    check_settings(vars(args), _RULES)
+    device = pick_device(args.device, "--device")
     if args.plot:
         check_format("--plot", args.plot)
+        if args.json and args.json.resolve() == args.plot.resolve():
+            raise UserError(f"--json and --plot are both {args.plot}: name two files")
     for option in ("json", "plot"):
         _check_writable(option, getattr(args, option))
-    device = pick_device(args.device)
     if args.what == "attention":
         result = benchmark_attention(device, args.tiny)
         print(format_table(result))
@@ -55,9 +61,14 @@ def _check_writable(option: str, path: Path | None) -> None:
     if path is None:
         return
     try:
+        is_new = not path.exists()
         path.open("a").close()
+        if is_new:  # an empty file would look like a result
+            path.unlink()
     except OSError as error:
-        raise UserError(f"--{option} {path} cannot be written: {error}") from None
+        raise UserError(
+            f"--{option} {path} cannot be written: {error}; name a file in a folder that is there"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -51,8 +51,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dist-url", default="auto", help="for several machines: tcp://HOST:PORT")
 
 
-def pick_device(name: str = "auto") -> torch.device:
+def pick_device(name: str = "auto", setting: str = "train.device") -> torch.device:
     """``auto`` is this process's GPU where there is one, else the CPU.
+
+    Args:
+        name: ``auto``, ``cuda``, ``cuda:1`` or ``cpu``.
+        setting: Where the name comes from, for the message.
 
     Raises:
         UserError: a GPU was asked for and there is none.
@@ -63,10 +67,11 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
     except (RuntimeError, TypeError):
         device = None
+    given = f"{setting} {name}" if setting.startswith("-") else f"{setting}={name}"
     if device is None or device.type not in ("cuda", "cpu"):
-        raise UserError(f"train.device={name} is not one of auto, cuda, cpu")
+        raise UserError(f"{given} is not one of auto, cuda, cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"train.device={name}, but torch sees no GPU; use train.device=cpu")
+        raise UserError(f"{given}, but torch sees no GPU; use cpu")
     return device
 
 

@@ -22,9 +22,18 @@ import lomar_det
 from lomar_det.engine import pick_device
 from lomar_det.engine.config import load_config
 from lomar_det.engine.launch import describe_machine
+from lomar_det.errors import UserError
 
-from .ablation_plan import Cell, Run, in_cell, plan_cells
-from .ablation_records import read_begun, read_record, refuse_changes, write_record
+from .ablation_checks import in_cell
+from .ablation_plan import Cell, Run, plan_cells
+from .ablation_records import (
+    alone_in,
+    make_lock,
+    read_begun,
+    read_record,
+    refuse_changes,
+    write_record,
+)
 from .ablation_table import format_number, write_table
 from .engine import read_metrics
 
@@ -38,12 +47,21 @@ def main(args: argparse.Namespace) -> list[dict]:
     Raises:
         UserError: anything the user can mend; of a run, with the name of its cell.
     """
-    cfg = load_config(args.config_file, args.opts)
+    try:
+        return _run_cells(load_config(args.config_file, args.opts))
+    except SystemExit:
+        _say("Stopped by a signal: the same command continues here")
+        raise
+
+
+def _run_cells(cfg: DictConfig) -> list[dict]:
     cells = plan_cells(cfg)
     output = Path(cfg.run.output_dir)
     jobs = [(cell, seed) for seed in cfg.run.seeds for cell in cells]
-    for cell, seed in jobs:  # all of them, before hours are spent on the first
-        _refuse_changes(cell, seed, output)
+    for check in (_refuse_changes, _refuse_folders):
+        for cell, seed in jobs:  # all of them, before hours are spent on the first
+            with in_cell(cell.name):
+                check(cell, seed, output)
     records = [read_record(_folder(output, cell.name, seed) / "cell.json") for cell, seed in jobs]
     comm.synchronize()  # all processes have read them
     _report(cells, records, cfg, output)  # of other metrics or titles than before, say
@@ -54,12 +72,9 @@ def main(args: argparse.Namespace) -> list[dict]:
         title = f"=== {number + 1}/{len(jobs)} {cell.name}, seed {seed}"
         _say(title)
         start = time.perf_counter()
-        try:
-            with in_cell(cell.name):
-                record = records[number] = _run_cell(cell, seed, output)
-        except SystemExit:
-            _say("Stopped by a signal: the same command continues here")
-            raise
+        with in_cell(cell.name):
+            _refuse_changes(cell, seed, output)  # another command may have made it meanwhile
+            record = records[number] = _run_cell(cell, seed, output)
         seconds.append(time.perf_counter() - start)
         left = records.count(None) * sum(seconds) / len(seconds) / 60
         value = f"{record['metric']} {format_number(record['value'])}"
@@ -78,7 +93,13 @@ def _report(cells: list[Cell], records: list[dict | None], cfg: DictConfig, outp
         with in_cell(record["cell"]):
             by_name[record["cell"]].measured(record)
     if done and comm.is_main_process():
-        write_table(cells, done, cfg, output)
+        try:
+            write_table(cells, done, cfg, output)
+        except OSError as error:
+            raise UserError(
+                f"the table in {output} cannot be written: {error}; with that mended, the same "
+                "command writes it from the runs that are done"
+            ) from None
 
 
 def _run_cell(cell: Cell, seed: int, output: Path) -> dict:
@@ -100,12 +121,24 @@ def _run_cell(cell: Cell, seed: int, output: Path) -> dict:
 
 
 def _run(run: Run, seed: int, folder: Path, *opts: str) -> dict:
-    """Starts a run, continues it, or only reads what it gave; returns its record.
+    """Starts a run, continues it, or only reads what it gave; returns its record."""
+    run = run.with_opts(f"train.seed={seed}")
+    record = read_begun(folder)
+    comm.synchronize()  # all processes have looked
+    if record is not None and "date" in record:  # then the folder may be read-only
+        return record
+    with alone_in(folder, "run.output_dir or run.pretrain_dir"):
+        comm.synchronize()  # the main process has the folder
+        return _run_alone(run, folder, *opts)
+
+
+def _run_alone(run: Run, folder: Path, *opts: str) -> dict:
+    """`_run` where no other command is.
 
     The seconds of a run that is stopped and continued are added up; those since its start are lost
     if it is killed without notice.
     """
-    run, path = run.with_opts(f"train.seed={seed}"), folder / "run.json"
+    path = folder / "run.json"
     record = read_begun(folder)
     resume = record is not None
     if path.is_file():  # killed before its first checkpoint, it has left metrics behind
@@ -113,7 +146,6 @@ def _run(run: Run, seed: int, folder: Path, *opts: str) -> dict:
     comm.synchronize()  # all processes have looked
     if record is None:
         record = {"settings": run.settings(), "seconds": 0.0}
-        folder.mkdir(parents=True, exist_ok=True)
         write_record(record, path)
     elif "date" in record:
         return record
@@ -145,19 +177,44 @@ def _refuse_changes(cell: Cell, seed: int, output: Path) -> None:
     """Of a cell that is done, or of either of its runs that has begun."""
     folder = _folder(output, cell.name, seed)
     done = read_record(folder / "cell.json")
-    runs = {
-        "pretrain": (cell.pretrain, _pretrain_folder(cell, seed)),
-        "downstream": (cell.downstream, folder / "downstream"),
-    }
-    for name, (run, where) in runs.items():
+    for name, (run, where) in _runs(cell, seed, output).items():
         old = done[name] if done else where and read_begun(where)
         if old is None and not done:
             continue
         then = {name: old and old["settings"]}
         now = {name: run and run.with_opts(f"train.seed={seed}").settings()}
-        is_shared = name == "pretrain" and not done and not where.is_relative_to(output)
-        chooses = "run.pretrain_dir" if is_shared else "run.output_dir"
+        chooses = "run.output_dir" if done else _chooses(where, output)
         refuse_changes(then, now, folder if done else where, chooses)
+
+
+def _refuse_folders(cell: Cell, seed: int, output: Path) -> None:
+    """Of a cell that is not done: where nothing can be written, or weights are gone."""
+    if (_folder(output, cell.name, seed) / "cell.json").is_file():
+        return
+    for name, (run, where) in _runs(cell, seed, output).items():
+        if run is None:
+            continue
+        record = read_begun(where)
+        if record is None or "date" not in record:
+            make_lock(where, _chooses(where, output)).close()
+        elif name == "pretrain" and not (where / "backbone_final.pth").is_file():
+            raise UserError(
+                f"{where} is done, but its backbone_final.pth is gone: put it back, or delete "
+                "that folder to pretrain again"
+            )
+
+
+def _runs(cell: Cell, seed: int, output: Path) -> dict[str, tuple[Run | None, Path | None]]:
+    """Both runs of a cell, and where they are."""
+    return {
+        "pretrain": (cell.pretrain, _pretrain_folder(cell, seed)),
+        "downstream": (cell.downstream, _folder(output, cell.name, seed) / "downstream"),
+    }
+
+
+def _chooses(folder: Path, output: Path) -> str:
+    """The setting to change for another folder."""
+    return "run.output_dir" if folder.is_relative_to(output) else "run.pretrain_dir"
 
 
 def _folder(output: Path, cell: str, seed: int) -> Path:

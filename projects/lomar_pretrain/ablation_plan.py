@@ -1,12 +1,10 @@
 """What an ablation's config asks for: its cells, their runs, and how long each pretrains."""
 
 import argparse
-import contextlib
 import json
 import math
-import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lomar_det.data.setup import as_list
 from lomar_det.engine import detection
-from lomar_det.engine.config import find_config, load_config
+from lomar_det.engine.config import find_config, load_config, require_sections
 from lomar_det.errors import UserError
-from lomar_det.settings import Rule, check_settings, number, one_of, whole
+from lomar_det.settings import check_settings, number, whole
 
 from . import engine, finetune
-from .ablation_records import read_begun, read_record, refuse_changes, write_record
+from .ablation_checks import check_ablation, in_cell
+from .ablation_records import alone_in, read_begun, read_record, refuse_changes, write_record
 from .sources import find_images
 
 # stage -> what runs it, and the folder of its recipes
@@ -30,30 +29,10 @@ STAGES = {
     "finetune": (finetune.main, "imagenet"),
     "detection": (detection.main, "custom"),
 }
-_CELL_RULES = {
-    "downstream.metric": Rule(
-        "TASK/NAME such as bbox/AP, or a list of these",
-        lambda value: bool(value) and all("/" in metric for metric in as_list(value)),
-    ),
-}
-_RULES = _CELL_RULES | {
-    "downstream.stage": one_of("finetune", "detection"),
-    "budget.epochs": number("(0, inf)") | one_of(None),
-    "budget.images": number("(0, inf)") | one_of(None),
-    "budget.minutes": number("(0, inf)") | one_of(None),
-    "budget.calibration_steps": whole(1),
-}
 _PRETRAIN_RULES = {
     "train.epochs": number("(0, inf)"),
     "train.warmup_epochs": number("[0, inf)"),
     "train.total_batch_size": whole(1),
-}
-_SECTIONS = {
-    "pretrain": ("config", "data", "overrides"),
-    "downstream": ("stage", "config", "data", "overrides", "metric"),
-    "cells": (),
-    "budget": ("epochs", "images", "minutes", "calibration_steps"),
-    "run": ("seeds", "output_dir", "pretrain_dir", "title", "x_label"),
 }
 _UNTIMED_STEPS = 5  # of a calibration: the first steps are slower
 
@@ -144,7 +123,7 @@ def plan_cells(cfg: DictConfig) -> list[Cell]:
     Raises:
         UserError: anything that is wrong with it or with the configs that it names.
     """
-    _check(cfg)
+    check_ablation(cfg)
     cells: list[Cell] = []
     pretrainings: dict[Run, tuple[Run, Path]] = {}
     for name, settings in cfg.cells.items():
@@ -167,65 +146,11 @@ def plan_cells(cfg: DictConfig) -> list[Cell]:
     return cells
 
 
-@contextlib.contextmanager
-def in_cell(name: str) -> Iterator[None]:
-    """Errors from inside name the cell."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"cell {name}: {error}") from error
-    except Exception as error:
-        error.add_note(f"in cell {name}")
-        raise
-
-
-def _check(cfg: DictConfig) -> None:
-    for section, keys in _SECTIONS.items():
-        there = set(cfg.get(section) or ())  # also what is "???"
-        missing = [key for key in keys if key not in there]
-        if missing or not there:
-            name = ".".join([section, *missing[:1]])
-            raise UserError(f"the config has no {name}; see configs/ablation/")
-    check_settings(cfg, _RULES)
-    given = [key for key in ("epochs", "images", "minutes") if cfg.budget[key] is not None]
-    if len(given) != 1:
-        raise UserError(
-            f"budget has {' and '.join(given) or 'nothing'}: give one of epochs, images and "
-            "minutes, and set the others to null"
-        )
-    seeds = cfg.run.seeds
-    if not isinstance(seeds, ListConfig) or not seeds or not all(map(whole(0).holds, seeds)):
-        raise UserError(f"run.seeds={seeds} must be a list of whole numbers such as [0,1,2]")
-    for name, cell in cfg.cells.items():
-        if not re.fullmatch(r"[\w.+-]+", str(name)):
-            raise UserError(f"cells: {name!r} is no name of letters, digits and .+-_")
-        if cell is None:
-            continue
-        _check_keys(cell, f"cells.{name}", {"pretrain", "downstream", "x"})
-        if cell.get("pretrain") is not None:
-            _check_keys(cell.pretrain, f"cells.{name}.pretrain", {"config", "overrides"})
-        if "downstream" in cell:
-            keys = {"config", "overrides", "metric"}
-            _check_keys(cell.downstream, f"cells.{name}.downstream", keys)
-            with in_cell(name):
-                check_settings(cell, _CELL_RULES)
-
-
-def _check_keys(settings, name: str, known: set[str]) -> None:
-    wrong = set(settings) - known if isinstance(settings, DictConfig) else {str(settings)}
-    if wrong:
-        raise UserError(f"{name} has no setting {min(wrong)!r}; it has {', '.join(sorted(known))}")
-
-
 def _make_run(stage: str, common: DictConfig, own: DictConfig, section: str) -> Run:
     """What all cells have in common, then what is the cell's own."""
     main, recipes = STAGES[stage]
     config = find_config(own.get("config", common.config), recipes)
-    overrides = common.overrides, own.get("overrides", [])
-    for some in overrides:
-        if not isinstance(some, ListConfig | list):
-            raise UserError(f"{section}.overrides={some} must be a list such as ['train.epochs=5']")
-    opts = [*overrides[0], *_data_opts(common, section), *overrides[1]]
+    opts = [*common.overrides, *_data_opts(common, section), *own.get("overrides", [])]
     return Run(main, config, tuple(opts))
 
 
@@ -253,14 +178,18 @@ def _flatten_data(settings: DictConfig, name: str, prefix: str = "data.") -> lis
 def _text(value) -> str:
     """A path or several, as an override has them."""
     if isinstance(value, ListConfig):
-        return "[" + ",".join(f"'{item}'" for item in value) + "]"
-    return str(value)
+        quoted = (str(item).replace("'", "\\'") for item in value)
+        return "[" + ",".join(f"'{item}'" for item in quoted) + "]"
+    return "null" if value is None else str(value)
 
 
 def _limit(run: Run, budget: DictConfig, folder: Path) -> Run:
     """Pretraining that is as long as the budget, with the same share of warm-up as its config."""
     cfg = run.load()
+    require_sections(cfg, run.config, "pretrain", "data.crop_scale", *_PRETRAIN_RULES)
     check_settings(cfg, _PRETRAIN_RULES)
+    if OmegaConf.is_missing(cfg.data, "path"):
+        raise UserError("pretrain.data is not set: give the folder of your pictures")
     epochs = budget.epochs
     if epochs is None:
         batch = cfg.train.total_batch_size
@@ -290,14 +219,22 @@ def _seconds_per_step(run: Run, steps: int, iters_per_epoch: int, folder: Path) 
     Not again once a run of that length has begun: it could no longer be continued, or shared.
     """
     path, settings = folder / "calibration.json", run.settings()
+    chooses = "run.output_dir or run.pretrain_dir"
     record = read_record(path) or {}
     begun = record and any(map(read_begun, folder.glob("seed*/pretrain")))
     comm.synchronize()  # all processes have looked
     if begun:
-        refuse_changes(record["settings"], settings, folder, "run.output_dir or run.pretrain_dir")
+        refuse_changes(record["settings"], settings, folder, chooses)
     if begun or (record.get("settings"), record.get("steps")) == (settings, steps):
         return record["seconds_per_step"]
-    scratch = folder / "calibration"
+    with alone_in(folder, chooses):
+        record = _calibrate(run, steps, iters_per_epoch, folder / "calibration")
+        record |= {"steps": steps, "settings": settings}
+        write_record(record, path)
+    return comm.all_gather(record["seconds_per_step"])[0]
+
+
+def _calibrate(run: Run, steps: int, iters_per_epoch: int, scratch: Path) -> dict:
     epochs = _epochs(_UNTIMED_STEPS + steps, iters_per_epoch)
     length = [f"train.epochs={epochs!r}", "train.warmup_epochs=0"]
     only = ["train.picture_epochs=0", "train.probe.path=", "train.log_period=1"]
@@ -305,9 +242,7 @@ def _seconds_per_step(run: Run, steps: int, iters_per_epoch: int, folder: Path) 
     comm.synchronize()  # the main process has written them
     metrics = engine.read_metrics(scratch / "metrics.json")
     times = [line["time"] for line in metrics if line["iteration"] >= _UNTIMED_STEPS]
-    record = {"seconds_per_step": sum(times) / len(times), "steps": steps, "settings": settings}
     comm.synchronize()  # all processes have read them
-    write_record(record, path)
     if comm.is_main_process():
         shutil.rmtree(scratch)
-    return comm.all_gather(record["seconds_per_step"])[0]
+    return {"seconds_per_step": sum(times) / len(times)}

@@ -1,8 +1,11 @@
 """What an ablation leaves in its folders, to know later what is done and with which settings."""
 
+import contextlib
+import fcntl
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from detectron2.utils import comm
 
@@ -14,9 +17,35 @@ from lomar_det.errors import UserError
 _WITHOUT_EFFECT = ("num_workers", "log_period", "wandb")
 
 
+# What later commands need of each kind of record.
+_KEYS = {
+    "calibration.json": ("settings", "steps", "seconds_per_step"),
+    "run.json": ("settings", "seconds"),
+    "cell.json": ("cell", "seed", "pretrain", "downstream", "machine", "lomar_det", "date"),
+}
+
+
 def read_record(path: Path) -> dict | None:
-    """None where there is no such file."""
-    return json.loads(path.read_text()) if path.is_file() else None
+    """None where there is no such file.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        missing = [key for key in _KEYS[path.name] if key not in record]
+    except (OSError, ValueError, TypeError) as error:
+        problem = str(error)
+    else:
+        if not missing:
+            return record
+        problem = f"it has no {missing[0]}"
+    raise UserError(
+        f"{path} cannot be used ({problem}); put it back as it was, or delete it: the same "
+        "command then makes anew what it was about"
+    )
 
 
 def write_record(record: dict, path: Path) -> None:
@@ -32,6 +61,52 @@ def read_begun(folder: Path) -> dict | None:
         return record
     has_checkpoint = any(RESUMABLE.fullmatch(file.name) for file in folder.iterdir())
     return record if has_checkpoint else None
+
+
+def make_lock(folder: Path, setting: str) -> IO[str]:
+    """Makes a folder, and in it the file by which commands keep out of each other's way.
+
+    Args:
+        folder: Where a run is to be.
+        setting: What chooses it, such as ``run.output_dir``.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / "lock").open("a")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error}; choose another {setting}") from None
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path, setting: str) -> Iterator[None]:
+    """Keeps other commands out of a folder, for as long as this process lives.
+
+    The main process holds the lock; its file stays.
+
+    Raises:
+        UserError: another command is at work there; as `make_lock`.
+    """
+    if not comm.is_main_process():
+        yield
+        return
+    with make_lock(folder, setting) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another command is at work in {folder}: when it has ended, the same command "
+                f"goes on from what it made; or choose another {setting}"
+            ) from None
+        except OSError:  # a file system without locks: as if alone
+            pass
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_UN)  # a loader's processes have the file open, too
 
 
 def refuse_changes(then: dict, now: dict, folder: Path, setting: str) -> None:

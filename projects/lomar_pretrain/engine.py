@@ -50,7 +50,7 @@ from .sources import find_images
 
 logger = logging.getLogger(__name__)
 
-_RULES = RUN_RULES | {
+RULES = RUN_RULES | {
     "data.crop_scale": pair(number("(0, 1]"), ascending=True),
     "data.flip": FLAG,
     "data.max_bad_fraction": number("[0, 1]"),
@@ -89,7 +89,7 @@ def start(cfg: DictConfig, resume: bool = False) -> Path:
     """Sets a run up and runs it, for the tool and for `lomar_pretrain.pretrain` alike."""
     if OmegaConf.is_missing(cfg.data, "path"):
         raise UserError("data.path is not set: give the folder of your images, data.path=FOLDER")
-    check_settings(cfg, _RULES)
+    check_settings(cfg, RULES)
     check_warmup(cfg.train)
     setup_run(cfg)
     return run(cfg, check_output_dir(cfg.train, resume))

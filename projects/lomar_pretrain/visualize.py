@@ -32,7 +32,7 @@ def visualize(args: argparse.Namespace) -> Path:
     paths = find_pictures(args.input)
     norm_pix_loss = False if args.raw_pixels else None
     model = load_pretrained(args.checkpoint, args.config_file, norm_pix_loss)
-    model.to(pick_device(args.device))
+    model.to(pick_device(args.device, "--device"))
     images = open_examples(paths, args.num_images, model)
     if not images:
         raise UserError(f"none of the pictures of --input could be read, first {paths[0]}")

@@ -1,5 +1,6 @@
 """Pictures of what LoMaR and MAE are trained on: `tools/visualize_data.py` for pretraining."""
 
+import logging
 from itertools import islice
 from pathlib import Path
 
@@ -10,15 +11,20 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes
 
 from lomar_det.data.visualize import make_folder
-from lomar_det.engine.config import as_list, require_sections
+from lomar_det.engine.config import as_list, build_model, require_sections
 from lomar_det.errors import UserError
-from lomar_det.layers import to_pair
+from lomar_det.layers import grid_size
+from lomar_det.settings import check_settings
 from lomar_det.stream import SeededDataset, StreamSampler
 
 from .bad_images import ReplaceUnreadable
 from .data import PretrainTransform, WithNoise
+from .engine import RULES
+from .lomar import LoMaR
 from .sources import find_images
-from .windows import WindowSample, noise_per_window, windows_from_noise
+from .windows import WindowSample, windows_from_noise
+
+logger = logging.getLogger(__name__)
 
 
 def visualize_pretraining_data(cfg: DictConfig, output: str | Path, num: int = 8) -> list[Path]:
@@ -33,30 +39,34 @@ def visualize_pretraining_data(cfg: DictConfig, output: str | Path, num: int = 8
         The files written.
 
     Raises:
-        UserError: there are no pictures.
+        UserError: there are no pictures, or a setting is one that cannot be.
     """
     needed = "model.img_size", "data.path", "data.crop_scale", "train.seed"
     require_sections(cfg, "the config", "pretrain, configs/custom and configs/coco", *needed)
-    data, model, seed = cfg.data, cfg.model, cfg.train.seed
+    data, seed = cfg.data, cfg.train.seed
     if OmegaConf.is_missing(data, "path"):
         raise UserError("data.path is not set: give the folder of your images, data.path=FOLDER")
+    check_settings(cfg, RULES)
+    with torch.device("meta"):  # only to know its settings, which it checks
+        model = build_model(cfg)
     paths = find_images(as_list(data.path), data.image_root)
-    is_lomar = "num_windows" in model
-    shape = (model.num_windows, noise_per_window(model.window_size)) if is_lomar else (1,)
-    transform = PretrainTransform(
-        to_pair(model.img_size), data.crop_scale, data.flip, data.max_megapixels
-    )
-    samples = SeededDataset(paths, ReplaceUnreadable(WithNoise(transform, shape)), seed)
+    transform = PretrainTransform(model.img_size, data.crop_scale, data.flip, data.max_megapixels)
+    make = ReplaceUnreadable(WithNoise(transform, model.noise_shape))
+    samples = SeededDataset(paths, make, seed)
     output = make_folder(output)
     written = []
     order = StreamSampler(len(paths), seed, permutation=paths.permutation)
     for position, index in islice(order, num):
-        (picture, noise), _ = samples[position, index]
-        if is_lomar:
-            grid = tuple(side // model.patch_size for side in picture.shape[1:])
-            windows = windows_from_noise(noise[None], grid, model.window_size, model.mask_ratio)
-            picture = draw_windows(picture, windows, model.patch_size, model.window_size)
-        written.append(output / f"{position:03d}_{Path(str(paths[index])).stem}.png")
+        (picture, noise), failed = samples[position, index]
+        for name, reason in failed:
+            logger.warning("%s cannot be read (%s): another picture is in its place", name, reason)
+        if isinstance(model, LoMaR):
+            k, p = model.window_size, model.patch_size
+            grid = grid_size(picture.shape[1:], p)
+            windows = windows_from_noise(noise[None], grid, k, model.mask_ratio)
+            picture = draw_windows(picture, windows, p, k)
+        name = "another" if failed else Path(str(paths[index])).stem
+        written.append(output / f"{position:03d}_{name}.png")
         to_pil_image(picture).save(written[-1])
     return written
 

@@ -66,6 +66,9 @@ def test_samples_are_those_of_training_in_its_order(drawn_set, tmp_path):
         (["--output", "{file}", "data.path={images}"], "--output .*file cannot be written"),
         (["--num", "0", "data.path={images}"], "num=0 must be"),
         ([], "data.path is not set"),
+        (["data.path={images}", "data.crop_scale=0.5"], "data.crop_scale=0.5 must be two values"),
+        (["data.path={images}", "model.img_size=[64,64,3]"], "model: "),
+        (["data.path={images}", "model.img_size=96"], "model: window_size 7 does not fit"),
     ],
 )
 def test_the_tool_says_what_is_wrong(drawn_set, tmp_path, monkeypatch, capsys, options, words):
@@ -90,6 +93,17 @@ def test_crops_of_pretraining_show_windows_and_masks(drawn_set, tmp_path):
     assert pixels.shape == (64, 64, 3)
     red = (pixels == (255, 0, 0)).all(-1)
     assert red.any() and (pixels[~red] < 64).all(-1).mean() > 0.2  # masked patches are dark
+
+
+def test_an_unreadable_picture_is_not_said_to_be_drawn(drawn_set, tmp_path, caplog):
+    (tmp_path / "pictures").mkdir()
+    Image.open(next(drawn_set[1].glob("*.png"))).save(tmp_path / "pictures" / "good.png")
+    (tmp_path / "pictures" / "broken.jpg").write_bytes(b"")
+    config = tool_args("pretrain/lomar_vit_tiny.py").config_file
+    settings = [*TINY_PRETRAIN, f"data.path={tmp_path / 'pictures'}"]
+    written = visualize_pretraining_data(load_config(config, settings), tmp_path / "out", 2)
+    assert sorted(path.name[4:] for path in written) == ["another.png", "good.png"]
+    assert re.search(r"broken.jpg cannot be read \(it is empty", caplog.text)
 
 
 def test_the_command_refuses_a_config_of_another_stage(monkeypatch, capsys):

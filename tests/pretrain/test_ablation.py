@@ -401,13 +401,32 @@ def test_a_detector_downstream(ablate, drawn_set, tmp_path):
         ({"a/b": {}}, [], "'a/b' is no name"),
         ({}, [], "no cells"),
         ({"a": 3}, [], "cells.a has no setting '3'"),
-        ({"a": {}}, ["pretrain.overrides=3"], "cell a: pretrain.overrides=3 must be a list"),
+        ({"a": {}}, ["pretrain.overrides=3"], "pretrain.overrides=3 must be a list"),
+        ({"a": {}}, ["pretrain.overrides=[3]"], r"pretrain.overrides=\[3\] must be a list"),
+        ({"a": {"pretrain": {"overrides": [5]}}}, [], r"cell a: pretrain.overrides=\[5\] must be"),
+        ({"a": {}}, ["pretrain.config=null"], "pretrain.config=None must be text"),
+        ({"a": {}}, ["pretrain.data=null"], "cell a: pretrain.data is not set"),
+        ({"a": {"x": "wide"}}, [], "cell a: x=wide must be a number"),
+        ({"a": None, "b": None}, [], "cells: all of a, b are null"),
+        ({"..": {}}, [], "'..' is no name"),
         ({"a": {"pretrain": {"config": "lomar_vit_x"}}}, [], "cell a: .*lomar_vit_x; recipes: "),
         ({"a": {"downstream": {"overrides": ["model.dpeth=1"]}}}, [], "cell a: .*'model.dpeth'"),
         ({"a": {}}, ["budget.epochs=3"], "epochs and images: give one of"),
         ({"a": {}}, ["budget.images=null"], "nothing: give one of"),
         ({"a": {}}, ["budget.images=-1"], "budget.images=-1 must be"),
         ({"a": {}}, ["run.seeds=3"], r"run.seeds=3 must be a list"),
+        ({"a": {}}, ["run.seeds=[1,1]"], r"run.seeds=\[1, 1\] must be a list of different"),
+        ({"a": {}}, ["run.seeds=[one]"], r"run.seeds=\['one'\] must be a list"),
+        ({"a": {}}, ["run.seeds=[4294967296]"], "each from 0 to"),
+        ({"a": {}}, ["run=3"], "the config has no run.seeds"),
+        ({"a": {}}, ["run.output_dir=null"], "run.output_dir=None must be text"),
+        ({"a": {}}, ["run.output_dir=''"], "run.output_dir= must be text, and not empty"),
+        (
+            {"a": {}},
+            ["run.output_dir=/dev/null"],
+            "null/a/seed0/.* cannot be written: .*output_dir",
+        ),
+        ({"a": {}}, ["run.pretrain_dir=/dev/null"], "/pretrain cannot be written: .*pretrain_dir"),
         ({"a": {}}, ["pretrain.data='???'"], "cell a: pretrain.data is not set"),
         ({"a": {}}, ["pretrain.data=gone"], "cell a: gone"),
         ({"a": {"downstream": {"metric": "bbox/AP"}}}, [], "cell a: no metric bbox/AP.*top1"),
@@ -418,6 +437,55 @@ def test_a_detector_downstream(ablate, drawn_set, tmp_path):
 def test_mistakes_are_named(ablate, tmp_path, cells, opts, message):
     with pytest.raises(UserError, match=message):
         ablate(cells, "out", *opts)
+
+
+def test_nothing_for_an_option_is_null_in_a_run_too(ablate, colours):
+    data = f"pretrain.data={{path: [{colours}], image_root: null}}"
+    cells = ablate({"a": {}}, "out", data, start=lambda args: plan_cells(load(args)))
+    assert cells[0].pretrain.load().data.image_root is None
+
+
+def load(args):
+    return load_config(args.config_file, args.opts)
+
+
+def test_damaged_records_and_missing_weights_are_named(ablate, tmp_path):
+    cells, opts = {"a": {}}, ["budget.images=4"]
+    ablate(cells, "out", *opts, stage=KNN)
+    seed = tmp_path / "out" / "a" / "seed0"
+    for path in (seed / "cell.json", seed / "pretrain" / "run.json"):
+        whole = path.read_text()
+        for content in (whole[:30], "[]", "3", "", '{"settings": {}}'):
+            path.write_text(content)
+            with pytest.raises(UserError, match=f"{path} cannot be used .*delete it"):
+                ablate(cells, "out", *opts, stage=KNN)
+        path.write_text(whole)
+        (seed / "cell.json").unlink(missing_ok=True)  # with it, the other need not be read
+    (seed / "downstream" / "run.json").unlink()
+    (seed / "pretrain" / "backbone_final.pth").unlink()
+    with pytest.raises(
+        UserError, match="cell a: .*pretrain is done, but its backbone_final.pth is"
+    ):
+        ablate(cells, "out", *opts, stage=KNN)
+
+
+def test_two_commands_do_not_share_a_run(ablate, tmp_path, monkeypatch):
+    """One would delete what the other is writing."""
+    cells, opts = {"a": {}}, ["budget.images=8", f"run.pretrain_dir={tmp_path / 'first'}"]
+    before_step, refused = SeedEachStep.before_step, []
+
+    def and_start_another(hook):
+        before_step(hook)
+        if not refused:
+            refused.append(True)  # not in the other's steps, had it any
+            with pytest.raises(UserError, match="cell a: another command .*first.a.seed0.pretrain"):
+                ablate(cells, "second", *opts, stage=KNN)
+
+    monkeypatch.setattr(SeedEachStep, "before_step", and_start_another)
+    first = ablate(cells, "first", *opts, stage=KNN)
+    assert refused
+    second = ablate(cells, "second", *opts, stage=KNN)  # now it is free
+    assert second[0]["pretrain"] == first[0]["pretrain"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

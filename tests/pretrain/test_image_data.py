@@ -258,3 +258,28 @@ def test_crops_are_those_of_torchvision(tmp_path, size, tolerance):
         expected = pil_to_tensor(twin(load_image(tmp_path / "x.jpg")))
         assert crop.shape == (3, 64, 96) and crop.dtype == torch.uint8
         assert difference(crop, expected) < tolerance
+
+
+@pytest.mark.usefixtures("decoder")
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("size", [(1, 1), (3, 4000), (4000, 1)])
+def test_pictures_of_any_shape_give_crops(tmp_path, suffix, size):
+    path = tmp_path / f"x.{suffix}"
+    Image.new("RGB", size, (250, 120, 20)).save(path)
+    for img_size, scale in ((1, (1e-9, 1e-9)), ((8, 64), (1, 1)), (32, (0.2, 1.0))):
+        crop = PretrainTransform(img_size, scale)(path)
+        mean = crop.float().mean(dim=(1, 2))
+        torch.testing.assert_close(mean, torch.tensor([250.0, 120, 20]), atol=3, rtol=0)
+
+
+@pytest.mark.usefixtures("decoder")
+@pytest.mark.parametrize("enough", [60, 10])  # decoded whole, and at a fraction
+def test_damaged_jpegs_are_refused_however_they_are_decoded(tmp_path, enough):
+    path = tmp_path / "cut.jpg"
+    photo(120, 90).save(path, quality=95)
+    whole = path.read_bytes()
+    load_box(path, lambda *_: (0, 0, 90, 120), (enough, enough))
+    for length in (0, 10, len(whole) // 2, len(whole) - 2):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match="cut.jpg cannot be read"):
+            load_box(path, lambda *_: (0, 0, 90, 120), (enough, enough))

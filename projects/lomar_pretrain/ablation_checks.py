@@ -1,0 +1,118 @@
+"""What the config of an ablation may say: refused before anything is made or measured."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig, ListConfig
+
+from lomar_det.data.setup import as_list
+from lomar_det.errors import UserError
+from lomar_det.settings import RUN_RULES, TEXT, Rule, check_settings, number, one_of, whole
+
+_TEXT = Rule("text, and not empty", lambda value: isinstance(value, str) and value.strip() != "")
+_OVERRIDES = Rule(
+    "a list such as ['train.epochs=5']",
+    lambda value: isinstance(value, ListConfig) and all(isinstance(v, str) for v in value),
+)
+_SEEDS = Rule(
+    "a list of different whole numbers such as [0,1,2], each from 0 to 2**32 - 1",
+    lambda value: (
+        isinstance(value, ListConfig)
+        and len(value) > 0
+        # a seed that counts twice would make the spread too small
+        and all(map(RUN_RULES["train.seed"].holds, value))
+        and len(set(value)) == len(value)
+    ),
+)
+_RUN_RULES = {
+    "pretrain.config": _TEXT,
+    "pretrain.overrides": _OVERRIDES,
+    "downstream.config": _TEXT,
+    "downstream.overrides": _OVERRIDES,
+    "downstream.metric": Rule(
+        "TASK/NAME such as bbox/AP, or a list of these",
+        lambda value: bool(value) and all("/" in metric for metric in as_list(value)),
+    ),
+}
+_CELL_RULES = _RUN_RULES | {"x": number("(-inf, inf)") | one_of(None)}
+_RULES = _RUN_RULES | {
+    "downstream.stage": one_of("finetune", "detection"),
+    "budget.epochs": number("(0, inf)") | one_of(None),
+    "budget.images": number("(0, inf)") | one_of(None),
+    "budget.minutes": number("(0, inf)") | one_of(None),
+    "budget.calibration_steps": whole(1),
+    "run.seeds": _SEEDS,
+    "run.output_dir": _TEXT,
+    "run.pretrain_dir": _TEXT | one_of(None),
+    "run.title": TEXT,
+    "run.x_label": TEXT | one_of(None),
+}
+_SECTIONS = {
+    "pretrain": ("config", "data", "overrides"),
+    "downstream": ("stage", "config", "data", "overrides", "metric"),
+    "cells": (),
+    "budget": ("epochs", "images", "minutes", "calibration_steps"),
+    "run": ("seeds", "output_dir", "pretrain_dir", "title", "x_label"),
+}
+
+
+@contextlib.contextmanager
+def in_cell(name: str) -> Iterator[None]:
+    """Errors from inside name the cell."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"cell {name}: {error}") from error
+    except Exception as error:
+        error.add_note(f"in cell {name}")
+        raise
+
+
+def check_ablation(cfg: DictConfig) -> None:
+    """Refuses what cannot be; replaces ``~`` in folders, as no shell does behind a "=".
+
+    Raises:
+        UserError: names the setting, its value and what it must be.
+    """
+    for section, keys in _SECTIONS.items():
+        settings = cfg.get(section)
+        there = set(settings) if isinstance(settings, DictConfig) else set()  # also what is "???"
+        missing = [key for key in keys if key not in there]
+        if missing or not there:
+            name = ".".join([section, *missing[:1]])
+            raise UserError(f"the config has no {name}; see configs/ablation/")
+    check_settings(cfg, _RULES)
+    given = [key for key in ("epochs", "images", "minutes") if cfg.budget[key] is not None]
+    if len(given) != 1:
+        raise UserError(
+            f"budget has {' and '.join(given) or 'nothing'}: give one of epochs, images and "
+            "minutes, and set the others to null"
+        )
+    for name, cell in cfg.cells.items():
+        if not re.fullmatch(r"[\w+-][\w.+-]*", str(name)):
+            raise UserError(f"cells: {name!r} is no name of letters, digits and .+-_")
+        if cell is not None:
+            _check_cell(name, cell)
+    if all(cell is None for cell in cfg.cells.values()):
+        raise UserError(f"cells: all of {', '.join(cfg.cells)} are null; leave one in")
+    for key in ("output_dir", "pretrain_dir"):
+        cfg.run[key] = cfg.run[key] and str(Path(cfg.run[key]).expanduser())
+
+
+def _check_cell(name: str, cell: DictConfig) -> None:
+    _check_keys(cell, f"cells.{name}", {"pretrain", "downstream", "x"})
+    if cell.get("pretrain") is not None:
+        _check_keys(cell.pretrain, f"cells.{name}.pretrain", {"config", "overrides"})
+    if "downstream" in cell:
+        keys = {"config", "overrides", "metric"}
+        _check_keys(cell.downstream, f"cells.{name}.downstream", keys)
+    with in_cell(name):
+        check_settings(cell, _CELL_RULES)
+
+
+def _check_keys(settings, name: str, known: set[str]) -> None:
+    wrong = set(settings) - known if isinstance(settings, DictConfig) else {str(settings)}
+    if wrong:
+        raise UserError(f"{name} has no setting {min(wrong)!r}; it has {', '.join(sorted(known))}")
