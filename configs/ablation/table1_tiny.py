@@ -49,6 +49,9 @@ downstream = OmegaConf.create(
             *[f"model.{setting}" for setting in SIZE],
             "train.epochs=10",
             "train.warmup_epochs=1",
+            "train.total_batch_size=16",  # many steps in few minutes
+            "train.base_lr=8e-3",
+            "train.layer_decay=null",  # random weights need their lower blocks trained, too
             "train.eval_epochs=0",  # at the end alone
             *CPU,
         ],
