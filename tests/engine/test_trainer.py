@@ -321,10 +321,18 @@ def test_step_schedule_is_vitdets():
     assert at(44388) == pytest.approx(0.01)
 
 
+@pytest.fixture
+def default_signals():
+    """Also where the tests themselves are run by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     "number, code", [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGHUP, 129)]
 )
-def test_signal_writes_a_checkpoint_and_exits(tmp_path, number, code):
+def test_signal_writes_a_checkpoint_and_exits(tmp_path, default_signals, number, code):
     def batches():
         for step in range(10):
             if step == 3:
