@@ -128,10 +128,11 @@ def load_box(
         if image.format != "JPEG":
             pixels = np.array(_load(image))
             return _cut(pixels, choose(*pixels.shape[:2]))
-        width, height = image.size if _orientation(image) < 5 else image.size[::-1]
+        orientation = _orientation(image)
+        width, height = image.size if orientation < 5 else image.size[::-1]
         top, left, box_height, box_width = choose(height, width)
         shrink = max(1, min(box_height // enough[0], box_width // enough[1]))
-        pixels = _decode_fast(image) if shrink == 1 else None
+        pixels = _decode_fast(image) if shrink == orientation == 1 else None
         if pixels is None:
             image.draft(None, (image.width // shrink, image.height // shrink))
             pixels = np.array(_load(image))
@@ -142,8 +143,8 @@ def load_box(
 
 
 def _decode_fast(jpeg: Image.Image) -> np.ndarray | None:
-    """The whole picture by simplejpeg, if it is installed and this is a case for it."""
-    if simplejpeg is None or jpeg.mode not in ("RGB", "L") or _orientation(jpeg) != 1:
+    """The whole picture, as stored, by simplejpeg, if it is installed and knows the colours."""
+    if simplejpeg is None or jpeg.mode not in ("RGB", "L"):
         return None
     jpeg.fp.seek(0)
     try:

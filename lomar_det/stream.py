@@ -42,6 +42,13 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def _seed_cpu(seed: int) -> None:
+    """torch.manual_seed asks for all devices: a third of a millisecond, for every sample."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.random.default_generator.manual_seed(seed)
+
+
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Global generators seeded inside; in the main process, as they were afterwards.
@@ -125,13 +132,6 @@ class SeededDataset(Dataset):
                     return sample
                 index = random.randrange(len(self.samples))
         raise UserError(f"{self.max_tries} samples in a row could not be used; check the data set")
-
-
-def _seed_cpu(seed: int) -> None:
-    """torch.manual_seed asks for all devices: a third of a millisecond, for every sample."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.random.default_generator.manual_seed(seed)
 
 
 def quiet_worker(_: int) -> None:

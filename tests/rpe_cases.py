@@ -1,6 +1,7 @@
 """iRPE attention of one kind against the literal formula in float64, gradients included."""
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from lomar_det.layers.irpe import NUM_BUCKETS, NUM_SPATIAL_BUCKETS, TokenGrid, bucket_table
 from lomar_det.layers.rpe_attention import indexed_rpe_attention
@@ -61,6 +62,31 @@ def errors(case, attention, device="cpu", num_buckets=None):
         name: ((a.double() - b).norm() / b.norm()).item()
         for name, a, b in zip(NAMES, found, exact, strict=True)
     }
+
+
+def checkpointed(case, attention, device="cpu"):
+    """`run` without and with activation checkpointing; arguments as of `errors`."""
+    inputs = make_inputs(*case, device=device)
+
+    def on_grid(*tensors):
+        return attention(*tensors, case[3])
+
+    plain = run(on_grid, *inputs)
+    return plain, run(lambda *a: checkpoint(on_grid, *a, use_reentrant=False), *inputs)
+
+
+def compiled(case, attention, device):
+    """`run` without and with torch.compile, in one graph, under bf16 autocast."""
+    inputs = make_inputs(*case, device=device)
+
+    def under_autocast(*tensors):
+        with torch.autocast(device, dtype=torch.bfloat16):
+            return attention(*tensors, case[3])
+
+    torch.compiler.reset()
+    plain = run(under_autocast, *inputs)
+    assert plain[0].dtype == torch.bfloat16
+    return plain, run(torch.compile(under_autocast, fullgraph=True), *inputs)
 
 
 def assert_small(found, tolerance):

@@ -9,9 +9,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from rpe_cases import GPU_CASES, TOLERANCE, assert_small, errors, make_inputs, run
+from rpe_cases import (
+    GPU_CASES,
+    TOLERANCE,
+    assert_small,
+    checkpointed,
+    compiled,
+    errors,
+    make_inputs,
+    run,
+)
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.utils.checkpoint import checkpoint
 
 from lomar_det.layers import Attention, Block, TokenGrid, rpe_attention
 from lomar_det.layers import rpe_attention_flex as flex
@@ -78,19 +86,9 @@ def test_dense_on_a_cpu(name):
     torch.testing.assert_close(flex_rpe_attention(*inputs), rpe_attention(*inputs, "eager"))
 
 
-def checkpointed(case, device="cpu"):
-    """Runs without and with activation checkpointing."""
-    inputs = make_inputs(*case, device=device)
-
-    def attention(*tensors):
-        return flex_rpe_attention(*tensors, case[3])
-
-    plain = run(attention, *inputs)
-    return plain, run(lambda *a: checkpoint(attention, *a, use_reentrant=False), *inputs)
-
-
 def test_activation_checkpointing_changes_nothing(trainable):
-    for a, b in zip(*checkpointed((*CPU_CASES["class token"], torch.float32)), strict=True):
+    case = (*CPU_CASES["class token"], torch.float32)
+    for a, b in zip(*checkpointed(case, flex_rpe_attention), strict=True):
         assert torch.equal(a, b)
 
 
@@ -151,15 +149,10 @@ def test_training_on_a_cpu_is_refused():
 )
 def test_where_what_was_asked_for_cannot_serve_another_does(backend, reason, choices):
     """Also with activation checkpointing, where training by flex would go wrong."""
-    grid = CPU_CASES["class token"][3]
-    inputs = make_inputs(*CPU_CASES["class token"], torch.float32)
-    expected = run(lambda *a: rpe_attention(*a, grid, "eager"), *inputs)
-
-    def attention(*tensors):
-        return rpe_attention(*tensors, grid, backend)
-
-    found = run(attention, *inputs)
-    again = run(lambda *a: checkpoint(attention, *a, use_reentrant=False), *inputs)
+    case = (*CPU_CASES["class token"], torch.float32)
+    inputs = make_inputs(*case)
+    expected = run(lambda *a: rpe_attention(*a, case[3], "eager"), *inputs)
+    found, again = checkpointed(case, lambda *a: rpe_attention(*a, backend))
     for a, b, c in zip(expected, found, again, strict=True):
         assert torch.equal(a, b) and torch.equal(a, c)
     assert choices[0] == "iRPE attention: backend eager (asked for)" and len(choices) == 2
@@ -248,24 +241,14 @@ def test_compiled_serves_sizes_that_change_on_cuda():
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["edge windows", "classification", "small window"])
 def test_compiles_without_a_graph_break_and_under_autocast(name):
-    grid = GPU_CASES[name][3]
-    inputs = make_inputs(*GPU_CASES[name], torch.float32, device="cuda")
-
-    def attention(*tensors):
-        with torch.autocast("cuda", dtype=torch.bfloat16):
-            return flex_rpe_attention(*tensors, grid)
-
-    torch.compiler.reset()
-    plain = run(attention, *inputs)
-    compiled = run(torch.compile(attention, fullgraph=True), *inputs)
-    assert plain[0].dtype == torch.bfloat16
-    for a, b in zip(plain, compiled, strict=True):
+    case = (*GPU_CASES[name], torch.float32)
+    for a, b in zip(*compiled(case, flex_rpe_attention, "cuda"), strict=True):
         assert ((a - b).norm() / a.norm()).item() < TOLERANCE[torch.bfloat16]
 
 
 @pytest.mark.gpu
 def test_activation_checkpointing_changes_nothing_on_cuda():
     case = (*GPU_CASES["classification"], torch.bfloat16)
-    for a, b in zip(*checkpointed(case, "cuda"), strict=True):
+    for a, b in zip(*checkpointed(case, flex_rpe_attention, "cuda"), strict=True):
         # not bit for bit: the gradient of the lookup is added up in no fixed order
         assert ((a - b).norm() / a.norm()).item() < TOLERANCE[torch.bfloat16]

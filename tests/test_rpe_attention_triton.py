@@ -13,7 +13,16 @@ import sys
 
 import pytest
 import torch
-from rpe_cases import GPU_CASES, TOLERANCE, assert_small, errors, make_inputs, run
+from rpe_cases import (
+    GPU_CASES,
+    TOLERANCE,
+    assert_small,
+    checkpointed,
+    compiled,
+    errors,
+    make_inputs,
+    run,
+)
 
 from lomar_det.layers.irpe import NUM_BUCKETS, TokenGrid
 
@@ -98,33 +107,15 @@ def test_two_runs_agree_bit_for_bit(name):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["edge windows", "classification", "small window"])
 def test_compiles_without_a_graph_break_and_under_autocast(name):
-    grid = GPU_CASES[name][3]
-    inputs = make_inputs(*GPU_CASES[name], torch.float32, device="cuda")
-
-    def attention(*tensors):
-        with torch.autocast("cuda", dtype=torch.bfloat16):
-            return fused_rpe_attention(*tensors, grid)
-
-    eager = run(attention, *inputs)
-    compiled = run(torch.compile(attention, fullgraph=True), *inputs)
-    assert eager[0].dtype == torch.bfloat16
-    for a, b in zip(eager, compiled, strict=True):
+    case = (*GPU_CASES[name], torch.float32)
+    for a, b in zip(*compiled(case, fused_rpe_attention, "cuda"), strict=True):
         assert torch.equal(a, b)
 
 
 @pytest.mark.gpu
 def test_activation_checkpointing_changes_nothing():
-    from torch.utils.checkpoint import checkpoint
-
     case = (*GPU_CASES["classification"], torch.bfloat16)
-    inputs = make_inputs(*case, device="cuda")
-
-    def attention(*tensors):
-        return fused_rpe_attention(*tensors, case[3])
-
-    plain = run(attention, *inputs)
-    again = run(lambda *a: checkpoint(attention, *a, use_reentrant=False), *inputs)
-    for a, b in zip(plain, again, strict=True):
+    for a, b in zip(*checkpointed(case, fused_rpe_attention, "cuda"), strict=True):
         assert torch.equal(a, b)
 
 

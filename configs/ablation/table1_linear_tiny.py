@@ -6,18 +6,18 @@
 The pretraining runs are those of `table1_tiny.py`, made by whichever comes first.
 """
 
-from .table1_tiny import ABSOLUTE, RELATIVE, budget, cells, downstream, pretrain, run
+from .table1_tiny import ABSOLUTE, CPU, RELATIVE, SIZE, budget, cells, downstream, pretrain, run
 
 downstream.config = "linear_lomar_vit_tiny"
-for settings in (downstream, *[cell.downstream for cell in cells.values() if "downstream" in cell]):
-    # the probe has the encoder inside
-    settings.overrides = [s.replace("model.", "model.encoder.") for s in settings.overrides]
-downstream.overrides += [
-    "train.epochs=20",
-    "train.warmup_epochs=2",
-    "train.total_batch_size=64",
-    "train.base_lr=4e-3",
+downstream.overrides = [
+    *[f"model.encoder.{setting}" for setting in SIZE],
+    "train.eval_epochs=0",
+    *CPU,
 ]
+for cell in cells.values():
+    if "downstream" in cell:  # the probe has the encoder inside
+        settings = cell.downstream.overrides
+        cell.downstream.overrides = [s.replace("model.", "model.encoder.") for s in settings]
 run.title = "LoMaR and MAE, relative and absolute positions: linear probe"
 run.output_dir = "output/ablation/table1_linear_tiny"
 run.pretrain_dir = "output/ablation/table1_tiny"
