@@ -4,7 +4,8 @@ from omegaconf import OmegaConf
 
 budget = OmegaConf.create(
     {
-        # of each pretraining, one of these; the share of warm-up is that of its config
+        # of each pretraining, one of these, where a cell has no budget of its own; the share of
+        # warm-up is that of its config
         "epochs": None,
         # pictures seen, repetitions included
         "images": None,
@@ -23,7 +24,8 @@ run = OmegaConf.create(
         # the output_dir of another ablation, to share its pretraining runs; null: own ones
         "pretrain_dir": None,
         "title": "Ablation",
-        # the plot has bars; or, with a label here, a line over the number x of the cells
+        # the plot has bars; or, with a label here, lines over the number x of the cells, one for
+        # each name under line
         "x_label": None,
     }
 )

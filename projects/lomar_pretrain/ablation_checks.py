@@ -36,12 +36,13 @@ _RUN_RULES = {
         lambda value: bool(value) and all("/" in metric for metric in as_list(value)),
     ),
 }
-_CELL_RULES = _RUN_RULES | {"x": number("(-inf, inf)") | one_of(None)}
+BUDGETS = "epochs", "images", "minutes"
+_BUDGET_RULES = {f"budget.{kind}": number("(0, inf)") | one_of(None) for kind in BUDGETS}
+_PLACE_RULES = {"x": number("(-inf, inf)") | one_of(None), "line": _TEXT | one_of(None)}
+_CELL_RULES = _RUN_RULES | _BUDGET_RULES | _PLACE_RULES
 _RULES = _RUN_RULES | {
+    **_BUDGET_RULES,
     "downstream.stage": one_of("finetune", "detection"),
-    "budget.epochs": number("(0, inf)") | one_of(None),
-    "budget.images": number("(0, inf)") | one_of(None),
-    "budget.minutes": number("(0, inf)") | one_of(None),
     "budget.calibration_steps": whole(1),
     "run.seeds": _SEEDS,
     "run.output_dir": _TEXT,
@@ -53,7 +54,7 @@ _SECTIONS = {
     "pretrain": ("config", "data", "overrides"),
     "downstream": ("stage", "config", "data", "overrides", "metric"),
     "cells": (),
-    "budget": ("epochs", "images", "minutes", "calibration_steps"),
+    "budget": (*BUDGETS, "calibration_steps"),
     "run": ("seeds", "output_dir", "pretrain_dir", "title", "x_label"),
 }
 
@@ -84,12 +85,7 @@ def check_ablation(cfg: DictConfig) -> None:
             name = ".".join([section, *missing[:1]])
             raise UserError(f"the config has no {name}; see configs/ablation/")
     check_settings(cfg, _RULES)
-    given = [key for key in ("epochs", "images", "minutes") if cfg.budget[key] is not None]
-    if len(given) != 1:
-        raise UserError(
-            f"budget has {' and '.join(given) or 'nothing'}: give one of epochs, images and "
-            "minutes, and set the others to null"
-        )
+    _check_budget(cfg.budget, "budget", ", and set the others to null")
     for name, cell in cfg.cells.items():
         if not re.fullmatch(r"[\w+-][\w.+-]*", str(name)):
             raise UserError(f"cells: {name!r} is no name of letters, digits and .+-_")
@@ -102,14 +98,30 @@ def check_ablation(cfg: DictConfig) -> None:
 
 
 def _check_cell(name: str, cell: DictConfig) -> None:
-    _check_keys(cell, f"cells.{name}", {"pretrain", "downstream", "x"})
+    _check_keys(cell, f"cells.{name}", {"pretrain", "downstream", "budget", "x", "line"})
     if cell.get("pretrain") is not None:
         _check_keys(cell.pretrain, f"cells.{name}.pretrain", {"config", "overrides"})
     if "downstream" in cell:
         keys = {"config", "overrides", "metric"}
         _check_keys(cell.downstream, f"cells.{name}.downstream", keys)
+    budget = cell.get("budget")
+    if budget is not None:
+        _check_keys(budget, f"cells.{name}.budget", set(BUDGETS))
     with in_cell(name):
         check_settings(cell, _CELL_RULES)
+    if budget is not None:
+        _check_budget(budget, f"cells.{name}.budget", "")
+        if "pretrain" in cell and cell.pretrain is None:
+            raise UserError(f"cells.{name} has a budget, and no pretraining to spend it on")
+
+
+def _check_budget(budget: DictConfig, name: str, remedy: str) -> None:
+    given = [kind for kind in BUDGETS if budget.get(kind) is not None]
+    if len(given) != 1:
+        raise UserError(
+            f"{name} has {' and '.join(given) or 'nothing'}: give one of epochs, images and "
+            f"minutes{remedy}"
+        )
 
 
 def _check_keys(settings, name: str, known: set[str]) -> None:

@@ -19,7 +19,7 @@ from lomar_det.errors import UserError
 from lomar_det.settings import check_settings, number, whole
 
 from . import engine, finetune
-from .ablation_checks import check_ablation, in_cell
+from .ablation_checks import BUDGETS, check_ablation, in_cell
 from .ablation_records import alone_in, read_begun, read_record, refuse_changes, write_record
 from .sources import find_images
 
@@ -79,17 +79,21 @@ class Cell:
         name: Of its folder, too.
         pretrain: None starts from random weights.
         pretrain_dir: Where the pretraining lies: the folder of the first cell that has this one.
+        budget: Of the pretraining, such as "4 minutes".
         downstream: The run that is measured.
         metrics: Each is ``TASK/NAME`` in its results.
         x: Where it lies on the horizontal axis of the plot; None: nowhere.
+        line: Name of the line that it is a point of, where the plot has several.
     """
 
     name: str
     pretrain: Run | None
     pretrain_dir: Path | None
+    budget: str | None
     downstream: Run
     metrics: tuple[str, ...]
-    x: float | None
+    x: float | None = None
+    line: str | None = None
 
     def measured(self, record: dict) -> dict[str, float | None]:
         """The metrics of a run downstream, from its ``results``; None: could not be computed.
@@ -125,7 +129,8 @@ def plan_cells(cfg: DictConfig) -> list[Cell]:
     """
     check_ablation(cfg)
     cells: list[Cell] = []
-    pretrainings: dict[Run, tuple[Run, Path]] = {}
+    pretrainings: dict[tuple[Run, str, float], tuple[Run, Path]] = {}
+    timed: dict[Run, float] = {}
     for name, settings in cfg.cells.items():
         if settings is None:  # left out, by cells.NAME=null
             continue
@@ -133,17 +138,29 @@ def plan_cells(cfg: DictConfig) -> list[Cell]:
             own = settings.get("downstream", {})
             downstream = _make_run(cfg.downstream.stage, cfg.downstream, own, "downstream")
             downstream.load()  # what is mistyped shows now
-            pretrain, folder, own = None, None, settings.get("pretrain", {})
+            pretrain, folder, budget = None, None, None
+            own = settings.get("pretrain", {})
             if own is not None:
-                asked_for = _make_run("pretrain", cfg.pretrain, own, "pretrain")
-                if asked_for not in pretrainings:
+                run = _make_run("pretrain", cfg.pretrain, own, "pretrain")
+                kind, amount = _budget(settings.get("budget") or cfg.budget)
+                if (run, kind, amount) not in pretrainings:
                     folder = Path(cfg.run.pretrain_dir or cfg.run.output_dir, name)
-                    pretrainings[asked_for] = _limit(asked_for, cfg.budget, folder), folder
-                pretrain, folder = pretrainings[asked_for]
+                    steps = cfg.budget.calibration_steps
+                    limited = _limit(run, kind, amount, steps, folder, timed)
+                    pretrainings[run, kind, amount] = limited, folder
+                pretrain, folder = pretrainings[run, kind, amount]
+                budget = f"{amount:g} {kind}"
         metrics = as_list(settings.get("downstream", {}).get("metric", cfg.downstream.metric))
         metrics = tuple(dict.fromkeys(metrics))  # each once
-        cells.append(Cell(name, pretrain, folder, downstream, metrics, settings.get("x")))
+        place = settings.get("x"), settings.get("line")
+        cells.append(Cell(name, pretrain, folder, budget, downstream, metrics, *place))
     return cells
+
+
+def _budget(budget: DictConfig) -> tuple[str, float]:
+    """What it counts, and how much of it."""
+    ((kind, amount),) = ((k, budget[k]) for k in BUDGETS if budget.get(k) is not None)
+    return kind, amount
 
 
 def _make_run(stage: str, common: DictConfig, own: DictConfig, section: str) -> Run:
@@ -183,23 +200,33 @@ def _text(value) -> str:
     return "null" if value is None else str(value)
 
 
-def _limit(run: Run, budget: DictConfig, folder: Path) -> Run:
-    """Pretraining that is as long as the budget, with the same share of warm-up as its config."""
+def _limit(
+    run: Run, kind: str, amount: float, steps: int, folder: Path, timed: dict[Run, float]
+) -> Run:
+    """Pretraining that is as long as the budget, with the same share of warm-up as its config.
+
+    Args:
+        run: Of any length.
+        kind, amount: The budget.
+        steps: To time for a budget in minutes.
+        folder: Where that is kept.
+        timed: Seconds per step of runs that were timed for other budgets; the run's is added.
+    """
     cfg = run.load()
     require_sections(cfg, run.config, "pretrain", "data.crop_scale", *_PRETRAIN_RULES)
     check_settings(cfg, _PRETRAIN_RULES)
     if OmegaConf.is_missing(cfg.data, "path"):
         raise UserError("pretrain.data is not set: give the folder of your pictures")
-    epochs = budget.epochs
-    if epochs is None:
+    epochs = amount
+    if kind != "epochs":
         batch = cfg.train.total_batch_size
         num_images = len(find_images(as_list(cfg.data.path), cfg.data.image_root))
         iters_per_epoch = max(1, num_images // batch)
-        if budget.images is not None:
-            iterations = budget.images / batch
+        if kind == "images":
+            iterations = amount / batch
         else:
-            seconds = _seconds_per_step(run, budget.calibration_steps, iters_per_epoch, folder)
-            iterations = 60 * budget.minutes / seconds
+            timed[run] = _seconds_per_step(run, steps, iters_per_epoch, folder, timed.get(run))
+            iterations = 60 * amount / timed[run]
         epochs = _epochs(max(1, round(iterations)), iters_per_epoch)
     warmup = cfg.train.warmup_epochs * epochs / cfg.train.epochs
     return run.with_opts(f"train.epochs={epochs!r}", f"train.warmup_epochs={warmup!r}")
@@ -213,10 +240,13 @@ def _epochs(iterations: int, iters_per_epoch: int) -> float:
     return epochs
 
 
-def _seconds_per_step(run: Run, steps: int, iters_per_epoch: int, folder: Path) -> float:
+def _seconds_per_step(
+    run: Run, steps: int, iters_per_epoch: int, folder: Path, timed: float | None
+) -> float:
     """Mean time of a step, waiting for pictures included; measured once for these settings.
 
     Not again once a run of that length has begun: it could no longer be continued, or shared.
+    ``timed`` is what another cell measured: cells that differ in their budgets alone have one pace.
     """
     path, settings = folder / "calibration.json", run.settings()
     chooses = "run.output_dir or run.pretrain_dir"
@@ -228,13 +258,13 @@ def _seconds_per_step(run: Run, steps: int, iters_per_epoch: int, folder: Path) 
     if begun or (record.get("settings"), record.get("steps")) == (settings, steps):
         return record["seconds_per_step"]
     with alone_in(folder, chooses):
-        record = _calibrate(run, steps, iters_per_epoch, folder / "calibration")
-        record |= {"steps": steps, "settings": settings}
+        seconds = timed or _calibrate(run, steps, iters_per_epoch, folder / "calibration")
+        record = {"seconds_per_step": seconds, "steps": steps, "settings": settings}
         write_record(record, path)
     return comm.all_gather(record["seconds_per_step"])[0]
 
 
-def _calibrate(run: Run, steps: int, iters_per_epoch: int, scratch: Path) -> dict:
+def _calibrate(run: Run, steps: int, iters_per_epoch: int, scratch: Path) -> float:
     epochs = _epochs(_UNTIMED_STEPS + steps, iters_per_epoch)
     length = [f"train.epochs={epochs!r}", "train.warmup_epochs=0"]
     only = ["train.picture_epochs=0", "train.probe.path=", "train.log_period=1"]
@@ -245,4 +275,4 @@ def _calibrate(run: Run, steps: int, iters_per_epoch: int, scratch: Path) -> dic
     comm.synchronize()  # all processes have read them
     if comm.is_main_process():
         shutil.rmtree(scratch)
-    return {"seconds_per_step": sum(times) / len(times)}
+    return sum(times) / len(times)

@@ -31,11 +31,12 @@ Each row is one way to pretrain, and what it is worth downstream:
 
 - {metrics}: at the end of the run downstream, mean ± standard deviation (n - 1) over the seeds;
   under "single" the value of each seed, in their order
-- pretraining: budget {budget}; epochs and images (repetitions included) that were trained
+- pretraining: its budget; epochs and images (repetitions included) that were trained
 - s: seconds by the clock of one run, mean over the seeds
 - a dash: there is none, or it could not be computed
 """
 _COLOR, _FILL = "tab:blue", "lightsteelblue"
+_LINES = (_COLOR, "tab:red", "tab:purple", "tab:brown")
 _ACROSS = ("dimgrey", "tab:orange", "tab:green")  # lines across
 
 
@@ -61,7 +62,7 @@ def write_table(cells: list[Cell], records: list[dict], cfg: DictConfig, output:
         values = " ".join(f"{value:.2f}" for value in row["values"])
         writer.writerow(row | {"values": values, "seeds": len(row["seeds"])})
     (output / "table.csv").write_text(table.getvalue(), "utf-8")
-    (output / "table.md").write_text(_markdown(rows, records, cfg), "utf-8")
+    (output / "table.md").write_text(_markdown(rows, records, cfg.run.title), "utf-8")
     save_figure(_plot(rows, cfg.run), output / "plot.png")
 
 
@@ -75,6 +76,7 @@ def _rows(cell: Cell, records: list[dict]) -> list[dict]:
     pretrained = [record["pretrain"] for record in records if record["pretrain"]]
     measured = [cell.measured(record) for record in records]
     costs = {
+        "budget": cell.budget or "-",
         "pretrain_epochs": _mean([run["settings"]["train"]["epochs"] for run in pretrained]),
         "pretrain_seconds": _mean([run["seconds"] for run in pretrained]),
         "pretrain_images": pretrained[0]["images"] if pretrained else None,
@@ -83,7 +85,8 @@ def _rows(cell: Cell, records: list[dict]) -> list[dict]:
     rows = []
     for metric in cell.metrics:
         values = [math.nan if by[metric] is None else by[metric] for by in measured]
-        row = {"cell": cell.name, "x": cell.x, "metric": metric, "values": values}
+        row = {"cell": cell.name, "x": cell.x, "line": cell.line}
+        row |= {"metric": metric, "values": values}
         row |= {"mean": _mean(values), "std": _std(values), "seeds": [r["seed"] for r in records]}
         rows.append(row | costs)
     return rows
@@ -105,9 +108,8 @@ def _metrics(rows: list[dict]) -> list[str]:
     return list(dict.fromkeys(row["metric"] for row in rows))
 
 
-def _markdown(rows: list[dict], records: list[dict], cfg: DictConfig) -> str:
+def _markdown(rows: list[dict], records: list[dict], title: str) -> str:
     """A line for each cell, a column for each metric."""
-    (key,) = (key for key in ("epochs", "images", "minutes") if cfg.budget[key] is not None)
     metrics = _metrics(rows)
     costs = {
         "pretraining, epochs": ("pretrain_epochs", 1),
@@ -115,12 +117,12 @@ def _markdown(rows: list[dict], records: list[dict], cfg: DictConfig) -> str:
         "pretraining, s": ("pretrain_seconds", 0),
         "downstream, s": ("downstream_seconds", 0),
     }
-    header = ["cell", *metrics, "seeds", *costs, *(f"{metric}, single" for metric in metrics)]
-    budget = f"{cfg.budget[key]:g} {key}"
+    header = ["cell", *metrics, "seeds", "pretraining", *costs]
+    header += [f"{metric}, single" for metric in metrics]
     lines = [
-        f"# {cfg.run.title}",
+        f"# {title}",
         "",
-        _EXPLANATION.format(metrics=", ".join(metrics), budget=budget),
+        _EXPLANATION.format(metrics=", ".join(metrics)),
         _line(header),
         _line(["---"] * len(header)),
     ]
@@ -128,7 +130,7 @@ def _markdown(rows: list[dict], records: list[dict], cfg: DictConfig) -> str:
         by_metric = {row["metric"]: row for row in rows if row["cell"] == name}
         row, *_ = by_metric.values()
         columns = [name, *(_mean_and_std(by_metric.get(metric)) for metric in metrics)]
-        columns.append(" ".join(map(str, row["seeds"])) or "-")
+        columns += [" ".join(map(str, row["seeds"])) or "-", row["budget"]]
         columns += [format_number(row[cost], digits) for cost, digits in costs.values()]
         singles = [by_metric.get(metric, {"values": []})["values"] for metric in metrics]
         columns += [" ".join(map(format_number, values)) or "-" for values in singles]
@@ -195,13 +197,17 @@ def _draw_line(axis: Axes, rows: list[dict]) -> None:
     """Means over the places of the cells; a cell without a place is a dashed line across."""
     placed = sorted((row for row in rows if row["x"] is not None), key=lambda row: row["x"])
     across = [row for row in rows if row["x"] is None]
-    places = [row["x"] for row in placed]
-    spread = [row["std"] or 0 for row in placed]
-    axis.errorbar(
-        places, [row["mean"] for row in placed], spread, marker="s", color=_COLOR, capsize=5
-    )
-    for row in placed:
-        axis.plot([row["x"]] * len(row["values"]), row["values"], "k.", zorder=3)
+    places = sorted({row["x"] for row in placed})
+    for line, color in zip(
+        dict.fromkeys(row["line"] for row in placed), itertools.cycle(_LINES), strict=False
+    ):
+        points = [row for row in placed if row["line"] == line]
+        xs, means = [row["x"] for row in points], [row["mean"] for row in points]
+        spread = [row["std"] or 0 for row in points]
+        axis.errorbar(xs, means, spread, marker="s", color=color, capsize=5, label=line)
+        for row in points:
+            dots = row["values"]
+            axis.plot([row["x"]] * len(dots), dots, ".", color=color, mec="k", zorder=3)
     for row, color in zip(across, itertools.cycle(_ACROSS), strict=False):
         mean, std = row["mean"], row["std"] or 0
         axis.axhline(
@@ -210,7 +216,11 @@ def _draw_line(axis: Axes, rows: list[dict]) -> None:
         axis.axhspan(mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
         edge = axis.get_yaxis_transform()  # its dots, at the right edge
         axis.plot([0.99] * len(row["values"]), row["values"], ".", color=color, transform=edge)
+    if across or any(row["line"] for row in placed):
         axis.legend(fontsize=9)
-    axis.set_xticks(places)
+    if places and min(places) > 0 and max(places) >= 10 * min(places):
+        axis.set_xscale("log")
+    axis.set_xticks(places, map(str, places))
+    axis.set_xticks([], minor=True)
     axis.margins(x=0.08)
     axis.grid(alpha=0.3)

@@ -278,32 +278,28 @@ def fake_record(cell, seed, results, pretrain=None):
 @pytest.mark.parametrize("x_label", [None, "windows"])
 def test_table_says_what_it_holds(tmp_path, x_label):
     metrics = "bbox/AP", "segm/AP"
-    cells = [Cell("random", None, None, None, metrics, None)]
-    cells += [Cell("one", None, None, None, metrics[:1], 1), Cell("two", *[None] * 3, metrics, 2)]
+    cells = [Cell("random", *[None] * 4, metrics)]
+    cells += [Cell("one", None, None, "4 minutes", None, metrics[:1], 1)]
+    cells += [Cell("two", None, None, "9 epochs", None, metrics, 20, "a line")]
     run = {"seconds": 61.2, "images": 12000, "settings": {"train": {"epochs": 2.5}}}
     records = [
         fake_record("random", 1, {"bbox": {"AP": 10.0}, "segm": {"AP": 1.0}}),
         fake_record("random", 0, {"bbox": {"AP": 12.0}, "segm": {"AP": None}}),
         fake_record("one", 0, {"bbox": {"AP": 20.0}}, run),
     ]
-    cfg = OmegaConf.create(
-        {
-            "budget": {"epochs": None, "images": None, "minutes": 4},
-            "run": {"title": "A title", "x_label": x_label},
-        }
-    )
+    cfg = OmegaConf.create({"run": {"title": "A title", "x_label": x_label}})
     write_table(cells, records, cfg, tmp_path)
     text = (tmp_path / "table.md").read_text("utf-8")
     assert text.startswith("# A title\n") and "- bbox/AP, segm/AP: at the end" in text
-    assert "budget 4 minutes" in text
     *rows, _, last = text[text.index("| cell") :].splitlines()
     assert rows == [
-        "| cell | bbox/AP | segm/AP | seeds | pretraining, epochs | pretraining, images | "
-        "pretraining, s | downstream, s | bbox/AP, single | segm/AP, single |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        "| random | 11.00 ± 1.41 | - | 0 1 | - | - | - | 3 | 12.00 10.00 | - 1.00 |",
-        "| one | 20.00 | - | 0 | 2.5 | 12,000 | 61 | 3 | 20.00 | - |",
-        "| two | - | - | - | - | - | - | - | - | - |",
+        "| cell | bbox/AP | segm/AP | seeds | pretraining | pretraining, epochs | "
+        "pretraining, images | pretraining, s | downstream, s | bbox/AP, single | "
+        "segm/AP, single |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| random | 11.00 ± 1.41 | - | 0 1 | - | - | - | - | 3 | 12.00 10.00 | - 1.00 |",
+        "| one | 20.00 | - | 0 | 4 minutes | 2.5 | 12,000 | 61 | 3 | 20.00 | - |",
+        "| two | - | - | - | 9 epochs | - | - | - | - | - | - |",
     ]
     assert last == "a machine, lomar_det 0.1.0. 2026-01-01 to 2026-01-02."
     assert [(row["cell"], row["metric"], row["std"]) for row in table(tmp_path)] == [
@@ -357,14 +353,21 @@ def test_minutes_give_each_cell_the_same_time(ablate, tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(engine, "read_metrics", as_if_timed)
     cells = {"fast": {}, "slow": {"pretrain": {"overrides": ["model.num_windows=3"]}}}
+    cells["slow_and_longer"] = cells["slow"] | {"budget": {"minutes": 0.1}}
+    cells["few"] = {"budget": {"images": 8}}
     budget = ["budget.images=null", "budget.minutes=0.05"]
     records = ablate(cells, "out", *budget)
-    assert [record["pretrain"]["images"] for record in records] == [12 * 4, 6 * 4]
+    assert [record["pretrain"]["images"] for record in records] == [12 * 4, 6 * 4, 12 * 4, 8]
+    longer = tmp_path / "out" / "slow_and_longer" / "calibration.json"
+    assert longer.read_text() == (tmp_path / "out" / "slow" / "calibration.json").read_text()
+    text = (tmp_path / "out" / "table.md").read_text("utf-8")
+    assert "| 0.1 minutes |" in text and "| 8 images |" in text
     calibration = json.loads((tmp_path / "out" / "slow" / "calibration.json").read_text())
     assert (calibration["seconds_per_step"], calibration["steps"]) == (0.5, 2)
     assert not (tmp_path / "out" / "slow" / "calibration").exists()
     monkeypatch.setattr(engine, "read_metrics", None)
     assert ablate(cells, "out", *budget) == records
+    del cells["slow_and_longer"], cells["few"]
     # nor once there are runs of that length, whatever settings are tried
     cells["slow"]["pretrain"]["overrides"] = ["model.num_windows=1"]
     for where in (["out"], ["other", f"run.pretrain_dir={tmp_path / 'out'}"]):
@@ -407,6 +410,12 @@ def test_a_detector_downstream(ablate, drawn_set, tmp_path):
         ({"a": {}}, ["pretrain.config=null"], "pretrain.config=None must be text"),
         ({"a": {}}, ["pretrain.data=null"], "cell a: pretrain.data is not set"),
         ({"a": {"x": "wide"}}, [], "cell a: x=wide must be a number"),
+        ({"a": {"line": ""}}, [], "cell a: line= must be text"),
+        ({"a": {"budget": {"images": -1}}}, [], "cell a: budget.images=-1 must be"),
+        ({"a": {"budget": {"hours": 1}}}, [], "cells.a.budget has no setting 'hours'"),
+        ({"a": {"budget": {}}}, [], "cells.a.budget has nothing: give one of"),
+        ({"a": {"budget": {"images": 1, "epochs": 1}}}, [], "cells.a.budget has epochs and images"),
+        ({"a": {"pretrain": None, "budget": {"images": 1}}}, [], "cells.a has a budget, and no"),
         ({"a": None, "b": None}, [], "cells: all of a, b are null"),
         ({"..": {}}, [], "'..' is no name"),
         ({"a": {"pretrain": {"config": "lomar_vit_x"}}}, [], "cell a: .*lomar_vit_x; recipes: "),
@@ -494,6 +503,9 @@ def test_recipes_plan_and_pair_positions(path, tmp_path):
     cfg = load_config(path, ["pretrain.data=IMAGES", f"run.output_dir={tmp_path}"])
     cfg.downstream.data = None
     cfg.budget.update(epochs=30, minutes=None)  # minutes would be measured
+    for cell in cfg.cells.values():
+        if "budget" in cell:
+            cell.budget = {"epochs": cell.budget.minutes}
     cells = plan_cells(cfg)
     assert cells[0].name == "random" and cells[0].pretrain is None
     for cell in cells[1:]:
@@ -512,6 +524,11 @@ def test_recipes_plan_and_pair_positions(path, tmp_path):
     if path.stem == "figure1_tiny":
         assert [cell.x for cell in cells] == [None, 1, 2, 4, 6]
         assert [c.pretrain.load().model.num_windows for c in cells[1:]] == [1, 2, 4, 6]
+    if path.stem == "detection_minutes_tiny":
+        amounts = {cell.name: (cell.budget, cell.x, cell.line) for cell in cells[1:]}
+        assert amounts.pop("mae")[2] != "MAE" and len(amounts) == 6
+        for name, (budget, x, line) in amounts.items():
+            assert budget == f"{x} epochs" and (line == "MAE") == ("mae" in name)
     if path.stem.startswith("table1"):
         methods = {c.name: c.pretrain.load().model._target_.__name__ for c in cells[1:]}
         assert {method for name, method in methods.items() if "mae" in name} == {"MAE"}
