@@ -14,7 +14,7 @@ from lomar_det.engine.checkpointer import RESUMABLE
 from lomar_det.errors import UserError
 
 # Settings that change how a run goes, but not what comes out.
-_WITHOUT_EFFECT = ("num_workers", "log_period", "wandb")
+_WITHOUT_EFFECT = ("max_bad_fraction", "num_workers", "log_period", "wandb")
 
 
 # What later commands need of each kind of record.

@@ -22,10 +22,11 @@ class ReplaceUnreadable:
 
     Args:
         transform: Picture -> sample; raises `UnreadableImageError`.
+        name: Of a picture.
     """
 
-    def __init__(self, transform: Callable[..., Any]):
-        self.transform = transform
+    def __init__(self, transform: Callable[..., Any], name: Callable[[Any], str] = str):
+        self.transform, self.name = transform, name
         self._failed: list[BadImage] = []
 
     def __call__(self, picture) -> tuple[Any, list[BadImage]] | None:
@@ -33,10 +34,11 @@ class ReplaceUnreadable:
         try:
             sample = self.transform(picture)
         except UnreadableImageError as error:
-            self._failed.append((str(picture), error.reason))
+            self._failed.append((self.name(picture), error.reason))
             if len(self._failed) == SeededDataset.max_tries:
                 raise UserError(
-                    f"{len(self._failed)} pictures in a row cannot be read, last {picture} "
+                    f"{len(self._failed)} pictures in a row cannot be read, last "
+                    f"{self.name(picture)} "
                     f"({error.reason}); check data.path"
                 ) from None
             return None

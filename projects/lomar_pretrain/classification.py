@@ -15,12 +15,10 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
 from timm.utils import accuracy
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from lomar_det.errors import UserError
-from lomar_det.images import load_image
 
-from .classification_data import ClassFolders
+from .classification_data import ClassFolders, find_readable
 
 
 def read_class_folders(path: str | Path, val_fraction: float, seed: int):
@@ -114,25 +112,47 @@ class MixedLoss:
 
 
 class AccuracyEvaluator(DatasetEvaluator):
-    """Top-1 and top-5 accuracy in percent, over all processes."""
+    """Top-1 and top-5 accuracy in percent, over all processes, of the pictures that can be read.
+
+    Args:
+        samples: Of the `MarkUnreadable` whose labels it is given.
+    """
+
+    def __init__(self, samples: list[tuple[str, int]]):
+        self.samples = samples
 
     def reset(self) -> None:
         self.correct1 = self.correct5 = 0.0
-        self.images = 0
+        self.labels: list[int] = []
 
     def process(self, inputs: tuple[Tensor, Tensor], outputs: Tensor) -> None:
         logits, labels = outputs.float().cpu(), inputs[1].cpu()
+        self.labels += labels.tolist()
+        readable = labels >= 0
+        logits, labels = logits[readable], labels[readable]
         # with five classes or fewer top-5 is always right, but not an error
-        top1, top5 = accuracy(logits, labels, topk=(1, min(5, logits.shape[1])))
+        ks = 1, min(5, logits.shape[1])
+        top1, top5 = accuracy(logits, labels, ks) if len(labels) else (0.0, 0.0)
         self.correct1 += float(top1) * len(labels)
         self.correct5 += float(top5) * len(labels)
-        self.images += len(labels)
 
     def evaluate(self) -> dict:
-        counts = comm.all_gather((self.correct1, self.correct5, self.images))
-        correct1, correct5, images = map(sum, zip(*counts, strict=True))
-        scores = {"top1": correct1 / images, "top5": correct5 / images, "images": images}
-        return {"classification": scores}
+        """Accuracies, and how many pictures they are of.
+
+        Raises:
+            UserError: none of them can be read.
+        """
+        counts = comm.all_gather((self.correct1, self.correct5, self.labels))
+        correct1, correct5, labels = map(list, zip(*counts, strict=True))
+        labels = torch.tensor(sum(labels, []))
+        images = int(find_readable(labels, self.samples, "Accuracy").sum())
+        if not images:
+            raise UserError(
+                f"none of the {len(labels)} pictures to validate on can be read, first "
+                f"{self.samples[0][0]}; repair them"
+            )
+        top1, top5 = sum(correct1) / images, sum(correct5) / images
+        return {"classification": {"top1": top1, "top5": top5, "images": images}}
 
 
 def build_optimizer(model: nn.Module, settings: DictConfig, lr: float) -> torch.optim.Optimizer:
@@ -155,17 +175,3 @@ def build_optimizer(model: nn.Module, settings: DictConfig, lr: float) -> torch.
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
     return optimizer
-
-
-class LabelledPictures(Dataset):
-    """(path, class index) pairs as (image tensor, class index)."""
-
-    def __init__(self, samples: list[tuple[str, int]], transform):
-        self.samples, self.transform = samples, transform
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.samples[index]
-        return self.transform(load_image(path)), label

@@ -1,6 +1,8 @@
 """Labelled pictures in class folders, for the kNN probe and for classification.
 
 Works without detectron2.
+
+Shapes: B images.
 """
 
 import logging
@@ -8,11 +10,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 
 from lomar_det.errors import UserError
 from lomar_det.image_files import is_image_name
-from lomar_det.images import load_image
+from lomar_det.images import UnreadableImageError, load_image
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +59,72 @@ class ClassFolders(ImageFolder):
                 "needed: one folder per class, pictures inside"
             )
         return classes, {name: index for index, name in enumerate(classes)}
+
+
+class LabelledPictures(Dataset):
+    """(path, class index) pairs as (image tensor, class index).
+
+    Args:
+        samples: The pairs.
+        transform: From the opened RGB picture to a tensor (3, height, width).
+    """
+
+    def __init__(self, samples: list[tuple[str, int]], transform: Callable):
+        self.samples, self.transform = samples, transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def load(self, sample: tuple[str, int]) -> tuple[Tensor, int]:
+        path, label = sample
+        return self.transform(load_image(path)), label
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.load(self.samples[index])
+
+
+class MarkUnreadable(Dataset):
+    """Pictures to measure on: a blank one, marked in its label, where one cannot be read.
+
+    Each picture counts once, so that there is nothing to replace it by; see `find_readable`.
+
+    Args:
+        pictures: All to be looked at.
+        size: (height, width) of a blank one.
+    """
+
+    def __init__(self, pictures: LabelledPictures, size: tuple[int, int]):
+        self.pictures, self.size = pictures, size
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        try:
+            return self.pictures[index]
+        except UnreadableImageError:
+            return torch.zeros(3, *self.size), -1 - index
+
+
+def find_readable(labels: Tensor, samples: list[tuple[str, int]], purpose: str) -> Tensor:
+    """Which labels of `MarkUnreadable` are classes: (B,) bool; a warning names the other pictures.
+
+    Args:
+        labels: (B,).
+        samples: Of its pictures.
+        purpose: What was measured.
+    """
+    readable = labels >= 0
+    if not readable.all():
+        marks = labels[~readable]
+        logger.warning(
+            "%s: %d of %d pictures cannot be read and are left out, first %s",
+            purpose,
+            len(marks),
+            len(labels),
+            samples[-1 - int(marks[0])][0],
+        )
+    return readable
 
 
 def _has_pictures(folder: str) -> bool:

@@ -42,7 +42,7 @@ from lomar_det.stream import (
     stream_loader,
 )
 
-from .bad_images import BadImage, ReplaceUnreadable, collate_images
+from .bad_images import ReplaceUnreadable, collate_images
 from .data import PretrainTransform, WithNoise, normalize
 from .hooks import CountBadImages, evaluation_hooks
 from .pictures import plot_training
@@ -123,7 +123,7 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
         checkpointer,
         resume,
     )
-    trainer.compute_losses = _compute_losses(device, bad_images)
+    trainer.compute_losses = bad_images.watch(_compute_losses(device))
     watching = evaluation_hooks(cfg, trainer.eval_model, paths, plan.iters_per_epoch)
     trainer.register_hooks(hooks_by_epochs(settings, checkpointer, plan, [bad_images, *watching]))
 
@@ -164,11 +164,9 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
     return path
 
 
-def _compute_losses(device: torch.device, bad_images: CountBadImages):
-    def compute(model: nn.Module, batch: tuple[list[Tensor], list[BadImage]]) -> dict[str, Tensor]:
-        tensors, failed = batch
-        bad_images.add(failed)
-        images, noise = (tensor.to(device, non_blocking=True) for tensor in tensors)
+def _compute_losses(device: torch.device):
+    def compute(model: nn.Module, batch: list[Tensor]) -> dict[str, Tensor]:
+        images, noise = (tensor.to(device, non_blocking=True) for tensor in batch)
         return {"loss": model(normalize(images), noise=noise).loss}
 
     return compute

@@ -3,6 +3,7 @@
 import argparse
 import functools
 import logging
+from operator import itemgetter
 from pathlib import Path
 
 from lomar_det.compat import require_detectron2
@@ -45,21 +46,24 @@ from lomar_det.stream import (
     stream_loader,
 )
 
+from .bad_images import ReplaceUnreadable, collate_images
 from .classification import (
     AccuracyEvaluator,
-    LabelledPictures,
     MixedLoss,
     build_optimizer,
     eval_transform,
     read_class_folders,
     train_transform,
 )
+from .classification_data import LabelledPictures, MarkUnreadable, find_readable
+from .hooks import CountBadImages
 from .probe import extract_features, knn_accuracy
 
 logger = logging.getLogger(__name__)
 
 _RULES = RUN_RULES | {
     "data.val_fraction": number("(0, 1)"),
+    "data.max_bad_fraction": number("[0, 1]"),
     "data.num_workers": whole(0),
     "data.crop_pct": number("(0, 1]"),
     "data.augmentation.scale": pair(number("(0, 1]"), ascending=True),
@@ -144,10 +148,18 @@ def train(
         model,
         build_optimizer(model, settings, plan.lr),
         accumulation_steps,
-        MixedLoss(settings, cfg.model.num_classes),
     )
     meta = {"classes": classes}
     checkpointer = Checkpointer(trainer.model, settings.output_dir, meta=meta, trainer=trainer)
+    bad_images = CountBadImages(
+        Path(settings.output_dir, "bad_images.txt"),
+        cfg.data.max_bad_fraction,
+        len(train_set),
+        batch,
+        checkpointer,
+        resume,
+    )
+    trainer.compute_losses = bad_images.watch(MixedLoss(settings, cfg.model.num_classes))
     best = BestModel(checkpointer, settings.best_metric)
     results: dict = {}
 
@@ -156,20 +168,23 @@ def train(
         best.update(results, trainer.eval_model, min(trainer.iter + 1, plan.max_iter))
         return results
 
-    evaluation = [EvalHook(plan.period(settings.eval_epochs) or 0, evaluate_and_keep)]
-    trainer.register_hooks(hooks_by_epochs(settings, checkpointer, plan, evaluation))
+    evaluation = EvalHook(plan.period(settings.eval_epochs) or 0, evaluate_and_keep)
+    trainer.register_hooks(hooks_by_epochs(settings, checkpointer, plan, [bad_images, evaluation]))
     start_iter = 0
     if resume:
         start_iter = checkpointer.resume(plan.max_iter)
         if start_iter == plan.max_iter:  # it may have been killed in its last evaluation
             return evaluate_and_keep()
     trainer.data_loader = stream_loader(
-        SeededDataset(range(len(train_set)), train_set.__getitem__, settings.seed),
+        SeededDataset(
+            train_set.samples, ReplaceUnreadable(train_set.load, itemgetter(0)), settings.seed
+        ),
         batch,
         settings.seed,
         start_iter,
         accumulation_steps,
         cfg.data.num_workers,
+        collate_images,
         pin_memory=settings.device.startswith("cuda"),
     )
     if not resume:
@@ -219,7 +234,8 @@ def evaluate(cfg: DictConfig, model: nn.Module, val_set: LabelledPictures) -> di
             return model(batch[0].to(cfg.train.device, non_blocking=True))
 
     with inference_context(model):
-        results = inference_on_dataset(predict, _eval_loader(cfg, val_set), AccuracyEvaluator())
+        evaluator = AccuracyEvaluator(val_set.samples)
+        results = inference_on_dataset(predict, _eval_loader(cfg, val_set, model), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
         write_results(results, Path(cfg.train.output_dir, "metrics_test.json"))
@@ -238,19 +254,27 @@ def evaluate_knn(
 
     def extract(pictures: LabelledPictures) -> tuple[Tensor, Tensor]:
         autocast = functools.partial(autocast_as_set, cfg.train)
-        return extract_features(encoder, _eval_loader(cfg, pictures), autocast)
+        features, labels = extract_features(encoder, _eval_loader(cfg, pictures, model), autocast)
+        readable = find_readable(labels, pictures.samples, "kNN")
+        if not readable.any():
+            raise UserError(
+                f"none of {len(labels)} pictures can be read, first {pictures.samples[0][0]}; "
+                "repair them"
+            )
+        return features[readable], labels[readable]
 
-    top1 = 100 * knn_accuracy(*extract(train_set), *extract(val_set), cfg.train.knn)
-    results = {"classification": {"knn_top1": top1, "images": len(val_set)}}
+    measured = extract(val_set)
+    top1 = 100 * knn_accuracy(*extract(train_set), *measured, cfg.train.knn)
+    results = {"classification": {"knn_top1": top1, "images": len(measured[1])}}
     print_csv_format(results)
     write_results(results, Path(cfg.train.output_dir, "metrics_test.json"))
     return results
 
 
-def _eval_loader(cfg: DictConfig, pictures: LabelledPictures) -> DataLoader:
+def _eval_loader(cfg: DictConfig, pictures: LabelledPictures, model: nn.Module) -> DataLoader:
     """Every picture once, in order; of several processes, each takes its share."""
     return DataLoader(
-        pictures,
+        MarkUnreadable(pictures, model.img_size),
         batch_size=cfg.train.max_batch_per_gpu,
         sampler=InferenceSampler(len(pictures)),
         num_workers=cfg.data.num_workers,

@@ -9,11 +9,13 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from omegaconf import DictConfig
+from torch import Tensor, nn
 
 from lomar_det.engine import Checkpointer, autocast_as_set
 from lomar_det.errors import UserError
@@ -126,8 +128,8 @@ class LogProbe:
             "kNN probe on %s, %d pictures of %d classes: top-1 %.1f %% at random initialisation, "
             "%.1f %% by chance (always the largest class)",
             probe.path,
-            len(probe.chosen),
-            len(probe.folders.classes),
+            len(probe.pictures),
+            probe.num_classes,
             self.random_init,
             probe.chance,
         )
@@ -194,6 +196,16 @@ class CountBadImages(HookBase):
     def add(self, failed: list[BadImage]) -> None:
         """Takes what `collate_images` says of a batch."""
         self._pending += failed
+
+    def watch(self, compute_losses: Callable[[nn.Module, Any], dict[str, Tensor]]):
+        """The same losses, of the batches of `collate_images`, after which it looks."""
+
+        def compute(model: nn.Module, batch: tuple[Any, list[BadImage]]) -> dict[str, Tensor]:
+            samples, failed = batch
+            self.add(failed)
+            return compute_losses(model, samples)
+
+        return compute
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1

@@ -14,18 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lomar_det.errors import UserError
 from lomar_det.stream import quiet_worker
 
-from .classification_data import ClassFolders
+from .classification_data import ClassFolders, LabelledPictures, MarkUnreadable, find_readable
 from .data import fit_image
 
 logger = logging.getLogger(__name__)
 
 TEMPERATURE = 0.07  # of the votes, as in InstDisc and DINO
-UNREADABLE = -1  # label of a picture that could not be opened
 
 
 def knn_accuracy(
@@ -145,11 +144,12 @@ class KNNProbe:
     ):
         self.model, self.k, self.path = model, k, path
         self.batch_size, self.num_workers, self.autocast = batch_size, num_workers, autocast
-        self.folders = ClassFolders(path, partial(fit_image, size=model.img_size))
-        total = len(self.folders)
-        number = min(max_images, total)
+        folders = ClassFolders(path)
+        samples, self.num_classes = folders.samples, len(folders.classes)
+        number = min(max_images, len(samples))
         # samples lie class by class, so that even steps keep the classes' shares
-        self.chosen = [i * total // number for i in range(number)]
+        chosen = [samples[i * len(samples) // number] for i in range(number)]
+        self.pictures = LabelledPictures(chosen, partial(fit_image, size=model.img_size))
         self.chance = 0.0
 
     @torch.no_grad()
@@ -164,7 +164,7 @@ class KNNProbe:
         if len(labels[test].unique()) < 2:
             raise UserError(
                 f"train.probe.path={self.path}: less than two classes have two readable pictures "
-                f"among the {len(self.chosen)} looked at; add pictures or raise "
+                f"among the {len(self.pictures)} looked at; add pictures or raise "
                 "train.probe.max_images"
             )
         self.chance = 100 * chance_level(labels[test])
@@ -175,7 +175,7 @@ class KNNProbe:
     def _extract(self) -> tuple[Tensor, Tensor]:
         """Features (n, C) and labels (n,) of the chosen pictures that can be read, on the CPU."""
         loader = DataLoader(
-            _Readable(self.folders, self.chosen, self.model.img_size),
+            MarkUnreadable(self.pictures, self.model.img_size),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             worker_init_fn=quiet_worker,
@@ -188,29 +188,5 @@ class KNNProbe:
             features, labels = extract_features(self.model, loader, self.autocast)
         finally:
             self.model.train(was_training)
-        readable = labels != UNREADABLE
-        if not readable.all():
-            first = self.chosen[int(readable.long().argmin())]
-            logger.warning(
-                "kNN probe: %d of %d pictures cannot be read and are left out, first %s",
-                (~readable).sum().item(),
-                len(labels),
-                self.folders.samples[first][0],
-            )
+        readable = find_readable(labels, self.pictures.samples, "kNN probe")
         return features[readable], labels[readable]
-
-
-class _Readable(Dataset):
-    """Some pictures of a labelled folder; a blank one labelled so where one cannot be opened."""
-
-    def __init__(self, folders: ClassFolders, chosen: list[int], size: tuple[int, int]):
-        self.folders, self.chosen, self.size = folders, chosen, size
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        try:
-            return self.folders[self.chosen[index]]
-        except UserError:
-            return torch.zeros(3, *self.size), UNREADABLE

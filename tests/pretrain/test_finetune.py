@@ -16,6 +16,7 @@ from lomar_pretrain.finetune import main
 TINY = ["embed_dim=32", "depth=2", "num_heads=2", "img_size=32"]
 RUN = ["train.total_batch_size=8", "train.device=cpu", "data.num_workers=0", "train.log_period=1"]
 FINETUNE = [*(f"model.{setting}" for setting in TINY), *RUN]
+STRICT = "data.max_bad_fraction=0"
 PROBE = [*(f"model.encoder.{setting}" for setting in TINY), *RUN]
 
 
@@ -113,6 +114,31 @@ def test_knn_needs_no_training(colours, tmp_path):
     result = run("knn_lomar_vit_b_224", colours, tmp_path / "knn", *PROBE, "train.knn=5")
     assert result["classification"]["knn_top1"] > 60
     assert not list((tmp_path / "knn").glob("*.pth"))
+
+
+def test_unreadable_pictures_are_replaced_listed_and_left_out(colours, tmp_path):
+    """As in pretraining; none counts as validated that was not."""
+    for i in range(2, 16):
+        for folder in ("train", "val") if i < 5 else ("train",):
+            for colour in ("blue", "green", "red"):
+                path = tmp_path / "split" / folder / colour / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes((colours / colour / f"{i}.png").read_bytes())
+    bad = tmp_path / "split" / "train" / "red" / "7.png"
+    bad.write_bytes(bad.read_bytes()[:80])
+    (tmp_path / "split" / "val" / "green" / "2.png").write_bytes(b"no picture")
+    out, opts = tmp_path / "out", [*FINETUNE, "train.epochs=2", "train.warmup_epochs=0"]
+    result = run("finetune_lomar_vit_tiny", tmp_path / "split", out, *opts)
+    assert result["classification"]["images"] == 8
+    assert (out / "bad_images.txt").read_text().startswith(f"{bad}\t")
+    assert "Accuracy: 1 of 9 pictures cannot be read" in (out / "log.txt").read_text()
+    with pytest.raises(UserError, match="1 of the .* cannot be read.*max_bad_fraction=0;.*resume"):
+        run("finetune_lomar_vit_tiny", tmp_path / "split", tmp_path / "strict", *opts, STRICT)
+    assert list((tmp_path / "strict").glob("model_0*.pth"))
+    knn = run("knn_lomar_vit_b_224", tmp_path / "split", tmp_path / "knn", *PROBE)
+    assert knn["classification"]["images"] == 8
+    log = (tmp_path / "knn" / "log.txt").read_text()
+    assert f"kNN: 1 of 42 pictures cannot be read and are left out, first {bad}" in log
 
 
 @pytest.mark.parametrize(

@@ -128,10 +128,10 @@ def test_features_are_the_mean_patch_token_after_the_norm(class_folders):
     tokens = []
     model.norm.register_forward_hook(lambda *args: tokens.append(args[2]))
     with torch.no_grad():
-        model.patch_features(probe.folders[3][0][None])
+        model.patch_features(probe.pictures[3][0][None])
     assert tokens[0].shape == (1, 17, 24)  # a class token and 4 x 4 patches
     torch.testing.assert_close(features[3], tokens[0][0, 1:].mean(0))
-    assert labels.tolist() == probe.folders.targets
+    assert labels.tolist() == [label for _, label in probe.pictures.samples]
 
 
 def test_unreadable_pictures_are_left_out_and_named(class_folders, lomar_log):
@@ -147,7 +147,7 @@ def test_unreadable_pictures_are_left_out_and_named(class_folders, lomar_log):
 
 def test_large_folders_are_thinned_out_evenly(class_folders):
     probe = KNNProbe(LoMaR(**SMALL, window_size=3), str(class_folders), max_images=6)
-    assert [probe.folders.targets[i] for i in probe.chosen] == [0, 0, 0, 1, 1, 1]
+    assert [label for _, label in probe.pictures.samples] == [0, 0, 0, 1, 1, 1]
 
 
 def test_real_photos_of_six_classes(shared_data):
@@ -156,5 +156,5 @@ def test_real_photos_of_six_classes(shared_data):
     model = LoMaR(img_size=64, embed_dim=64, depth=2, num_heads=2, window_size=3)
     probe = KNNProbe(model, str(shared_data / "trashnet-cls" / "val"), k=5, max_images=90)
     top1 = probe.measure()
-    assert len(probe.folders.classes) == 6 and 10 < probe.chance < 30
+    assert len({label for _, label in probe.pictures.samples}) == 6 and 10 < probe.chance < 30
     assert probe.chance < top1 < 100

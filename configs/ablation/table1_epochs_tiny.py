@@ -1,0 +1,20 @@
+"""What more pretraining is worth to a classifier: accuracy after 30 and 120 epochs of it, in small.
+
+The rows of `table1_tiny.py` with relative positions, and the same pretrained four times as long; a
+dashed line for random weights.
+
+    python tools/ablate.py --config-file configs/ablation/table1_epochs_tiny.py \
+        pretrain.data=IMAGES downstream.data=FOLDER
+
+Every run has a learning rate schedule of its own, down to zero at its end.
+"""
+
+from .table1_tiny import budget, cells, downstream, pretrain, run
+
+del cells["mae_absolute"], cells["lomar_absolute"]
+for name, line in {"lomar_relative": "LoMaR", "mae_relative": "MAE"}.items():
+    cells[name].update(x=30, line=line, budget={"epochs": 30})
+    cells[f"{name}_120"] = {**cells[name], "x": 120, "budget": {"epochs": 120}}
+run.title = "Classification by epochs of pretraining"
+run.x_label = "epochs of pretraining"
+run.output_dir = "output/ablation/table1_epochs_tiny"
