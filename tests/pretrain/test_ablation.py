@@ -504,7 +504,7 @@ def test_recipes_plan_and_pair_positions(path, tmp_path):
     cfg.downstream.data = None
     cfg.budget.update(epochs=30, minutes=None)  # minutes would be measured
     for cell in cfg.cells.values():
-        if "budget" in cell:
+        if "minutes" in cell.get("budget", {}):
             cell.budget = {"epochs": cell.budget.minutes}
     cells = plan_cells(cfg)
     assert cells[0].name == "random" and cells[0].pretrain is None
