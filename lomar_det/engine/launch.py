@@ -170,7 +170,7 @@ def run_tool(main: Callable, args: argparse.Namespace) -> None:
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the tools' imports are over
     try:
-        if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if "RANK" in os.environ and _variable("WORLD_SIZE", "1") > 1:
             _guarded(lambda args: (_join_torchrun(args), main(args)), args)
         elif args.num_gpus * args.num_machines > 1:
             _start_processes(main, args)
@@ -228,7 +228,8 @@ def _guarded(main: Callable, args: argparse.Namespace) -> None:
         user_error = _as_user_error(error)
         if user_error is None:
             raise
-        if int(os.environ.get("RANK", comm.get_rank())) > 0:
+        rank = os.environ.get("RANK", "")
+        if (int(rank) if rank.isdecimal() else comm.get_rank()) > 0:
             time.sleep(5)  # if the main process met it too, all are ended before this one prints
         sys.exit(report_error(user_error))
 
@@ -248,14 +249,29 @@ def _join_torchrun(args: argparse.Namespace) -> None:
             f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: start with torchrun, or "
             "set all of them in every process"
         )
-    use_cuda, local_rank = torch.cuda.is_available(), int(environment["LOCAL_RANK"])
+    rank, world_size = _variable("RANK"), _variable("WORLD_SIZE")
+    if rank >= world_size:
+        raise UserError(f"RANK={rank} is none of the WORLD_SIZE={world_size} processes from 0")
+    _variable("MASTER_PORT")
+    local_size = _variable("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in environment else None
+    use_cuda, local_rank = torch.cuda.is_available(), _variable("LOCAL_RANK")
     if use_cuda:
         # Schedulers may show every process a single GPU of its own.
         torch.cuda.set_device(local_rank if torch.cuda.device_count() > 1 else 0)
     torch.distributed.init_process_group("nccl" if use_cuda else "gloo", timeout=DEFAULT_TIMEOUT)
-    local_size = environment.get("LOCAL_WORLD_SIZE")
     if local_size is None:
         hosts = [None] * comm.get_world_size()
         torch.distributed.all_gather_object(hosts, platform.node())
         local_size = hosts.count(platform.node())
-    comm.create_local_process_group(int(local_size))
+    comm.create_local_process_group(local_size)
+
+
+def _variable(name: str, default: str = "") -> int:
+    """A number that torchrun gives in the environment."""
+    text = os.environ.get(name, default)
+    if not text.isdecimal():
+        raise UserError(
+            f"the environment variable {name}={text!r} is no whole number from 0: torchrun sets it "
+            "in every process; without torchrun, unset RANK and WORLD_SIZE"
+        )
+    return int(text)

@@ -66,6 +66,13 @@ def test_two_processes_of_torchrun_find_each_other(local_world_size):
     [
         (["--num-gpus", "2"], {}, ["torchrun", "2 processes", "--num-gpus"]),
         ([], {"LOCAL_RANK": None, "MASTER_PORT": None}, ["not LOCAL_RANK, MASTER_PORT"]),
+        ([], {"RANK": "x"}, ["RANK='x' is no whole number", "torchrun", "unset"]),
+        ([], {"RANK": -1}, ["RANK='-1' is no whole number"]),
+        ([], {"RANK": 2}, ["RANK=2 is none of the WORLD_SIZE=2 processes"]),
+        ([], {"WORLD_SIZE": "two"}, ["WORLD_SIZE='two' is no whole number"]),
+        ([], {"LOCAL_RANK": ""}, ["LOCAL_RANK='' is no whole number"]),
+        ([], {"MASTER_PORT": "http"}, ["MASTER_PORT='http' is no whole number"]),
+        ([], {"LOCAL_WORLD_SIZE": "2.0"}, ["LOCAL_WORLD_SIZE='2.0' is no whole number"]),
     ],
 )
 def test_what_contradicts_torchrun_is_one_clear_error(monkeypatch, capsys, given, changes, words):
