@@ -50,6 +50,11 @@ _RULES = _RUN_RULES | {
     "run.title": TEXT,
     "run.x_label": TEXT | one_of(None),
 }
+# stage -> what its runs can be asked for
+_METRICS = {
+    "finetune": "classification/(top1|top5|knn_top1|images)",
+    "detection": "(bbox|segm)/AP(50|75|s|m|l|-.+)?",
+}
 _SECTIONS = {
     "pretrain": ("config", "data", "overrides"),
     "downstream": ("stage", "config", "data", "overrides", "metric"),
@@ -85,19 +90,20 @@ def check_ablation(cfg: DictConfig) -> None:
             name = ".".join([section, *missing[:1]])
             raise UserError(f"the config has no {name}; see configs/ablation/")
     check_settings(cfg, _RULES)
+    _check_metrics(cfg.downstream, cfg.downstream.stage)
     _check_budget(cfg.budget, "budget", ", and set the others to null")
     for name, cell in cfg.cells.items():
         if not re.fullmatch(r"[\w+-][\w.+-]*", str(name)):
             raise UserError(f"cells: {name!r} is no name of letters, digits and .+-_")
         if cell is not None:
-            _check_cell(name, cell)
+            _check_cell(name, cell, cfg.downstream.stage)
     if all(cell is None for cell in cfg.cells.values()):
         raise UserError(f"cells: all of {', '.join(cfg.cells)} are null; leave one in")
     for key in ("output_dir", "pretrain_dir"):
         cfg.run[key] = cfg.run[key] and str(Path(cfg.run[key]).expanduser())
 
 
-def _check_cell(name: str, cell: DictConfig) -> None:
+def _check_cell(name: str, cell: DictConfig, stage: str) -> None:
     _check_keys(cell, f"cells.{name}", {"pretrain", "downstream", "budget", "x", "line"})
     if cell.get("pretrain") is not None:
         _check_keys(cell.pretrain, f"cells.{name}.pretrain", {"config", "overrides"})
@@ -109,10 +115,20 @@ def _check_cell(name: str, cell: DictConfig) -> None:
         _check_keys(budget, f"cells.{name}.budget", set(BUDGETS))
     with in_cell(name):
         check_settings(cell, _CELL_RULES)
+        _check_metrics(cell.get("downstream", {}), stage)
     if budget is not None:
         _check_budget(budget, f"cells.{name}.budget", "")
         if "pretrain" in cell and cell.pretrain is None:
             raise UserError(f"cells.{name} has a budget, and no pretraining to spend it on")
+
+
+def _check_metrics(settings: DictConfig | dict, stage: str) -> None:
+    """What no run of the stage has; that one without masks has no segm/AP shows at its end."""
+    for metric in as_list(settings.metric) if "metric" in settings else ():
+        if not re.fullmatch(_METRICS[stage], metric):
+            raise UserError(
+                f"downstream.metric={metric}: runs of the stage {stage} have {_METRICS[stage]}"
+            )
 
 
 def _check_budget(budget: DictConfig, name: str, remedy: str) -> None:

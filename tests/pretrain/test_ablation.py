@@ -225,8 +225,8 @@ def test_metrics_are_chosen_afterwards(ablate, tmp_path, capsys):
         value = record["downstream"]["results"]["classification"][row["metric"].split("/")[1]]
         assert row["values"] == f"{value:.2f}"
     assert (out / "plot.png").read_bytes() != plot
-    with pytest.raises(UserError, match="cell a: no metric segm/AP.*classification/top1, "):
-        ablate(cells, "out", "downstream.metric=[classification/top1,segm/AP]")
+    with pytest.raises(UserError, match="cell a: no metric .*knn_top1 .*classification/top1, "):
+        ablate(cells, "out", "downstream.metric=[classification/top1,classification/knn_top1]")
 
 
 def write_with_witness(args):
@@ -438,7 +438,13 @@ def test_a_detector_downstream(ablate, drawn_set, tmp_path):
         ({"a": {}}, ["run.pretrain_dir=/dev/null"], "/pretrain cannot be written: .*pretrain_dir"),
         ({"a": {}}, ["pretrain.data='???'"], "cell a: pretrain.data is not set"),
         ({"a": {}}, ["pretrain.data=gone"], "cell a: gone"),
-        ({"a": {"downstream": {"metric": "bbox/AP"}}}, [], "cell a: no metric bbox/AP.*top1"),
+        ({"a": {"downstream": {"metric": "bbox/AP"}}}, [], "cell a: .*bbox/AP: runs .*classif"),
+        ({"a": {}}, ["downstream.metric=classification/top2"], "/top2: runs of the stage finetune"),
+        (
+            {"a": {"pretrain": None}},
+            ["downstream.metric=classification/knn_top1"],
+            "cell a: no metric classification/knn_top1.*classification/top1",
+        ),
         ({"a": {"downstream": {"metric": []}}}, [], r"cell a: downstream.metric=\[\] must be TASK"),
         ({"a": {}}, ["downstream.metric=[top1]"], "downstream.metric=.*'top1'.* must be TASK/NAME"),
     ],
