@@ -40,6 +40,7 @@ SETTINGS = {
     "data.val.annotations": "DATASETS.TEST_JSON_FILE",
     "data.val.images": "DATASETS.TEST_IMAGE_ROOT",
     "dataloader.train.dataset.names": "DATASETS.TRAIN",
+    "data.evaluator": "TEST.EVALUATOR",
     "data.filter_empty": "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
     "dataloader.train.mapper.instance_mask_format": "INPUT.MASK_FORMAT",
     "dataloader.train.mapper.image_format": "INPUT.FORMAT",
@@ -60,10 +61,15 @@ SETTINGS = {
     "train.precision": "SOLVER.AMP.PRECISION",
     "train.accumulation_steps": "SOLVER.ACCUMULATION_STEPS",
     "train.max_batch_per_gpu": "SOLVER.MAX_IMS_PER_GPU",
+    "train.compile": "SOLVER.COMPILE",
     "train.ema_decay": "SOLVER.EMA_DECAY",
+    "train.max_skipped_steps": "SOLVER.MAX_SKIPPED_STEPS",
+    "train.log_period": "LOG_PERIOD",
     "train.seed": "SEED",
     "train.overwrite": "OVERWRITE",
     "train.checkpointer.period": "SOLVER.CHECKPOINT_PERIOD",
+    "train.checkpointer.max_to_keep": "SOLVER.CHECKPOINT_MAX_TO_KEEP",
+    "train.checkpointer.milestone_period": "SOLVER.MILESTONE_PERIOD",
     "train.checkpointer.best_metric": "TEST.BEST_METRIC",
     "train.eval_period": "TEST.EVAL_PERIOD",
 }
@@ -262,6 +268,8 @@ def _to_lazy(node: CfgNode) -> DictConfig:
         cfg.train.precision = "fp32"
     if node.SOLVER.CLIP_GRADIENTS.ENABLED:
         cfg.train.clip_grad_norm = node.SOLVER.CLIP_GRADIENTS.CLIP_VALUE
+    if node.WANDB.PROJECT:
+        cfg.train.wandb = {key.lower(): value for key, value in node.WANDB.items() if value}
     steps = [step for step in node.SOLVER.STEPS if step < node.SOLVER.MAX_ITER]
     cfg.lr_multiplier.milestones = [step / node.SOLVER.MAX_ITER for step in steps]
     cfg.train.lr_batch_size = None

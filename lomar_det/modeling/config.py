@@ -65,8 +65,21 @@ def add_lomar_config(cfg: CfgNode) -> None:
     cfg.SOLVER.AMP.ENABLED = True
     # with AMP enabled: bf16, fp16 or auto, which is bf16 on a GPU that has it and fp32 elsewhere
     cfg.SOLVER.AMP.PRECISION = "auto"
+    # torch.compile for the transformer blocks
+    cfg.SOLVER.COMPILE = False
+    # so many steps in a row with a non-finite loss or gradient are left out, then the run ends
+    cfg.SOLVER.MAX_SKIPPED_STEPS = 10
+    # so many checkpoints of CHECKPOINT_PERIOD stay, and all of MILESTONE_PERIOD; None: none
+    cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 3
+    cfg.SOLVER.MILESTONE_PERIOD = None
     cfg.SEED = 0
     # model_best.pth holds the weights with the highest
     cfg.TEST.BEST_METRIC = "bbox/AP"
+    # pycocotools or hotcoco, which is faster
+    cfg.TEST.EVALUATOR = "pycocotools"
+    # iterations between lines of the log
+    cfg.LOG_PERIOD = 20
+    # Weights & Biases, with a project's name
+    cfg.WANDB = CfgNode({"PROJECT": "", "NAME": ""})
     # delete another run's checkpoints in OUTPUT_DIR instead of refusing to start
     cfg.OVERWRITE = False

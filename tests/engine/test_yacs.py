@@ -188,9 +188,17 @@ def test_settings_reach_the_run():
     opts += " SOLVER.CLIP_GRADIENTS.CLIP_TYPE full_model SOLVER.CLIP_GRADIENTS.CLIP_VALUE 0.5"
     opts += " SOLVER.ACCUMULATION_STEPS 4 SOLVER.EMA_DECAY 0.999 OVERWRITE True"
     opts += " MODEL.MASK_ON False TEST.DETECTIONS_PER_IMAGE 300 SOLVER.STEPS (60,90,200)"
+    opts += (
+        " SOLVER.COMPILE True SOLVER.MAX_SKIPPED_STEPS 3 SOLVER.MILESTONE_PERIOD 50 LOG_PERIOD 5"
+    )
+    opts += " SOLVER.CHECKPOINT_MAX_TO_KEEP 1 TEST.EVALUATOR hotcoco WANDB.PROJECT mine"
     cfg = load_any_config(COCO, opts.split())
     assert (cfg.train.precision, cfg.train.clip_grad_norm) == ("fp32", 0.5)
     assert (cfg.train.accumulation_steps, cfg.train.ema_decay) == (4, 0.999)
+    assert (cfg.train.compile, cfg.train.max_skipped_steps, cfg.train.log_period) == (True, 3, 5)
+    keep = cfg.train.checkpointer
+    assert (keep.max_to_keep, keep.milestone_period, keep.best_metric) == (1, 50, "bbox/AP")
+    assert (cfg.data.evaluator, cfg.train.wandb) == ("hotcoco", {"project": "mine"})
     assert cfg.train.overwrite and cfg.lr_multiplier.milestones == [0.6, 0.9]
     assert not cfg.dataloader.train.mapper.use_instance_mask
     assert cfg.dataloader.evaluator.max_dets_per_image == 300
