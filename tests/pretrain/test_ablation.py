@@ -535,7 +535,7 @@ def test_recipes_plan_and_pair_positions(path, tmp_path):
             assert cell.budget == f"{cell.x} epochs" and ("MAE" in cell.line) == (
                 "mae" in cell.name
             )
-        assert {cell.x for cell in cells[1:]} == ({4, 16} if "minutes" in path.stem else {30, 120})
+        assert {cell.x for cell in cells[1:]} == ({4, 16} if "minutes" in path.stem else {30, 90})
     if path.stem.startswith("table1"):
         methods = {c.name: c.pretrain.load().model._target_.__name__ for c in cells[1:]}
         assert {method for name, method in methods.items() if "mae" in name} == {"MAE"}
