@@ -31,17 +31,16 @@ class ClassFolders(ImageFolder):
 
     Args:
         root: The folder of the class folders.
-        transform: From the opened RGB picture to what an item holds.
 
     Raises:
         UserError: no such folder, or less than two classes in it.
     """
 
-    def __init__(self, root: str | Path, transform: Callable | None = None):
+    def __init__(self, root: str | Path):
         root = Path(root).expanduser()
         if not root.is_dir():
             raise UserError(f"the folder of labelled pictures {root} does not exist")
-        super().__init__(str(root), transform, loader=load_image, is_valid_file=is_image_name)
+        super().__init__(str(root), loader=load_image, is_valid_file=is_image_name)
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
         folders = sorted(

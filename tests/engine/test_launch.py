@@ -121,6 +121,17 @@ def test_exit_codes(capsys, error, code, words):
     assert stop.value.code == code and words in capsys.readouterr().err
 
 
+def test_a_tool_without_resume_is_started_again(capsys):
+    def main(args):
+        raise OSError(errno.ENOSPC, "No space left")
+
+    given = arguments()
+    del given.resume
+    with pytest.raises(SystemExit):
+        run_tool(main, given)
+    assert "then start the same command again" in capsys.readouterr().err
+
+
 def test_the_log_of_a_run(tmp_path, monkeypatch):
     """In ~, and with file names that are not UTF-8: no line may be lost."""
     monkeypatch.setenv("HOME", str(tmp_path))
