@@ -32,8 +32,8 @@ data = OmegaConf.create(
         "path": "???",
         # share of each class that is kept for validation where there is no val/
         "val_fraction": 0.2,
-        # unreadable pictures: validation leaves them out; training replaces and lists them in
-        # bad_images.txt, and more end the run, 0: any
+        # unreadable pictures are listed in bad_images.txt; training replaces them, validation
+        # leaves them out; more in either end the run, 0: any
         "max_bad_fraction": 0.05,
         "num_workers": 8,
         # as timm names them; null switches one off

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lomar_det.errors import UserError
 
-from .classification_data import ClassFolders, find_readable
+from .classification_data import ClassFolders, FindReadable
 
 
 def read_class_folders(path: str | Path, val_fraction: float, seed: int):
@@ -115,11 +115,11 @@ class AccuracyEvaluator(DatasetEvaluator):
     """Top-1 and top-5 accuracy in percent, over all processes, of the pictures that can be read.
 
     Args:
-        samples: Of the `MarkUnreadable` whose labels it is given.
+        find_readable: For the labels of a `MarkUnreadable`.
     """
 
-    def __init__(self, samples: list[tuple[str, int]]):
-        self.samples = samples
+    def __init__(self, find_readable: FindReadable):
+        self.find_readable = find_readable
 
     def reset(self) -> None:
         self.correct1 = self.correct5 = 0.0
@@ -140,17 +140,11 @@ class AccuracyEvaluator(DatasetEvaluator):
         """Accuracies, and how many pictures they are of.
 
         Raises:
-            UserError: none of them can be read.
+            UserError: see `FindReadable`.
         """
         counts = comm.all_gather((self.correct1, self.correct5, self.labels))
         correct1, correct5, labels = map(list, zip(*counts, strict=True))
-        labels = torch.tensor(sum(labels, []))
-        images = int(find_readable(labels, self.samples, "Accuracy").sum())
-        if not images:
-            raise UserError(
-                f"none of the {len(labels)} pictures to validate on can be read, first "
-                f"{self.samples[0][0]}; repair them"
-            )
+        images = int(self.find_readable(torch.tensor(sum(labels, []))).sum())
         top1, top5 = sum(correct1) / images, sum(correct5) / images
         return {"classification": {"top1": top1, "top5": top5, "images": images}}
 

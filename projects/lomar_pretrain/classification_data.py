@@ -19,6 +19,8 @@ from lomar_det.errors import UserError
 from lomar_det.image_files import is_image_name
 from lomar_det.images import UnreadableImageError, load_image
 
+from .bad_images import BadImageFile
+
 logger = logging.getLogger(__name__)
 
 
@@ -85,7 +87,7 @@ class LabelledPictures(Dataset):
 class MarkUnreadable(Dataset):
     """Pictures to measure on: a blank one, marked in its label, where one cannot be read.
 
-    Each picture counts once, so that there is nothing to replace it by; see `find_readable`.
+    Each picture counts once, so that there is nothing to replace it by; see `FindReadable`.
 
     Args:
         pictures: All to be looked at.
@@ -105,25 +107,59 @@ class MarkUnreadable(Dataset):
             return torch.zeros(3, *self.size), -1 - index
 
 
-def find_readable(labels: Tensor, samples: list[tuple[str, int]], purpose: str) -> Tensor:
-    """Which labels of `MarkUnreadable` are classes: (B,) bool; a warning names the other pictures.
+class FindReadable:
+    """Tells the labels of `MarkUnreadable` that are classes from those of unreadable pictures.
 
     Args:
-        labels: (B,).
         samples: Of its pictures.
-        purpose: What was measured.
+        purpose: What is measured on them, for the log.
+        listed_in: A `BadImageFile` for the unreadable ones, which are then reported once; without
+            it, each time.
+        max_fraction: Share that may be unreadable: what is measured on few others means little.
     """
-    readable = labels >= 0
-    if not readable.all():
-        marks = labels[~readable]
-        logger.warning(
-            "%s: %d of %d pictures cannot be read and are left out, first %s",
-            purpose,
-            len(marks),
-            len(labels),
-            samples[-1 - int(marks[0])][0],
-        )
-    return readable
+
+    def __init__(
+        self,
+        samples: list[tuple[str, int]],
+        purpose: str,
+        listed_in: Path | None = None,
+        max_fraction: float = 1.0,
+    ):
+        self.samples, self.purpose = samples, purpose
+        self.listed_in, self.max_fraction = listed_in, max_fraction
+
+    def __call__(self, labels: Tensor) -> Tensor:
+        """Which of the labels (B,) are classes, (B,) bool.
+
+        Raises:
+            UserError: too few, or none.
+        """
+        readable = labels >= 0
+        unreadable = [self.samples[-1 - mark][0] for mark in labels[~readable].tolist()]
+        if not unreadable:
+            return readable
+        file = BadImageFile(self.listed_in, resume=True) if self.listed_in else None
+        new = file.add([(path, _reason(path)) for path in unreadable]) if file else unreadable
+        count = f"{self.purpose}: {len(unreadable)} of {len(labels)} pictures cannot be read"
+        where = f"first {unreadable[0]!r}" + (f", all in {self.listed_in}" if file else "")
+        if len(unreadable) == len(labels):
+            raise UserError(f"{count}, {where}: repair them, then continue with --resume")
+        if len(unreadable) > self.max_fraction * len(labels):
+            raise UserError(
+                f"{count}, more than data.max_bad_fraction={self.max_fraction:g}; {where}. Repair "
+                "or remove them, or raise data.max_bad_fraction, then continue with --resume"
+            )
+        if new:
+            logger.warning("%s and are left out, %s", count, where)
+        return readable
+
+
+def _reason(path: str) -> str:
+    try:
+        load_image(path)
+    except UnreadableImageError as error:
+        return error.reason
+    return "cannot be read at times"
 
 
 def _has_pictures(folder: str) -> bool:

@@ -55,7 +55,7 @@ from .classification import (
     read_class_folders,
     train_transform,
 )
-from .classification_data import LabelledPictures, MarkUnreadable, find_readable
+from .classification_data import FindReadable, LabelledPictures, MarkUnreadable
 from .hooks import CountBadImages
 from .probe import extract_features, knn_accuracy
 
@@ -164,7 +164,13 @@ def train(
     results: dict = {}
 
     def evaluate_and_keep() -> dict:
-        results.update(evaluate(cfg, trainer.eval_model, val_set))
+        try:
+            results.update(evaluate(cfg, trainer.eval_model, val_set))
+        except UserError:
+            if trainer.iter + 1 < plan.max_iter:  # else there is a model_final.pth
+                checkpointer.save(f"model_{trainer.iter:07d}", iteration=trainer.iter)
+                comm.synchronize()  # the launcher ends all processes as soon as one has ended
+            raise
         best.update(results, trainer.eval_model, min(trainer.iter + 1, plan.max_iter))
         return results
 
@@ -234,7 +240,7 @@ def evaluate(cfg: DictConfig, model: nn.Module, val_set: LabelledPictures) -> di
             return model(batch[0].to(cfg.train.device, non_blocking=True))
 
     with inference_context(model):
-        evaluator = AccuracyEvaluator(val_set.samples)
+        evaluator = AccuracyEvaluator(_find_readable(cfg, val_set, "Validation"))
         results = inference_on_dataset(predict, _eval_loader(cfg, val_set, model), evaluator)
     if comm.is_main_process():
         print_csv_format(results)
@@ -255,12 +261,7 @@ def evaluate_knn(
     def extract(pictures: LabelledPictures) -> tuple[Tensor, Tensor]:
         autocast = functools.partial(autocast_as_set, cfg.train)
         features, labels = extract_features(encoder, _eval_loader(cfg, pictures, model), autocast)
-        readable = find_readable(labels, pictures.samples, "kNN")
-        if not readable.any():
-            raise UserError(
-                f"none of {len(labels)} pictures can be read, first {pictures.samples[0][0]}; "
-                "repair them"
-            )
+        readable = _find_readable(cfg, pictures, "kNN")(labels)
         return features[readable], labels[readable]
 
     measured = extract(val_set)
@@ -269,6 +270,11 @@ def evaluate_knn(
     print_csv_format(results)
     write_results(results, Path(cfg.train.output_dir, "metrics_test.json"))
     return results
+
+
+def _find_readable(cfg: DictConfig, pictures: LabelledPictures, purpose: str) -> FindReadable:
+    listed_in = Path(cfg.train.output_dir, "bad_images.txt") if comm.is_main_process() else None
+    return FindReadable(pictures.samples, purpose, listed_in, cfg.data.max_bad_fraction)
 
 
 def _eval_loader(cfg: DictConfig, pictures: LabelledPictures, model: nn.Module) -> DataLoader:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from lomar_det.errors import UserError
 from lomar_det.stream import quiet_worker
 
-from .classification_data import ClassFolders, LabelledPictures, MarkUnreadable, find_readable
+from .classification_data import ClassFolders, FindReadable, LabelledPictures, MarkUnreadable
 from .data import fit_image
 
 logger = logging.getLogger(__name__)
@@ -188,5 +188,5 @@ class KNNProbe:
             features, labels = extract_features(self.model, loader, self.autocast)
         finally:
             self.model.train(was_training)
-        readable = find_readable(labels, self.pictures.samples, "kNN probe")
+        readable = FindReadable(self.pictures.samples, "kNN probe")(labels)
         return features[readable], labels[readable]

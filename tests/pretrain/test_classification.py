@@ -19,7 +19,7 @@ from lomar_pretrain.classification import (
     read_class_folders,
     train_transform,
 )
-from lomar_pretrain.classification_data import LabelledPictures
+from lomar_pretrain.classification_data import FindReadable, LabelledPictures
 from lomar_pretrain.linear_probe import LinearProbe
 
 SMALL = dict(img_size=24, patch_size=4, embed_dim=24, depth=2, num_heads=2)
@@ -112,7 +112,8 @@ def test_an_odd_batch_cannot_be_mixed():
 @pytest.mark.parametrize("num_classes", [2, 12])
 def test_accuracy_is_that_of_scikit_learn(num_classes, lomar_log):
     logits, labels = torch.randn(50, num_classes), torch.randint(num_classes, (50,))
-    evaluator = AccuracyEvaluator([("a.png", 0), ("b.png", 0)])
+    samples = [("a.png", 0), ("b.png", 0)]
+    evaluator = AccuracyEvaluator(FindReadable(samples, "Validation"))
     evaluator.reset()
     for part in (slice(0, 32), slice(32, 50)):
         evaluator.process((None, labels[part]), logits[part])
@@ -124,12 +125,11 @@ def test_accuracy_is_that_of_scikit_learn(num_classes, lomar_log):
     if num_classes > 5:
         top5 = top_k_accuracy_score(labels, logits, k=5, labels=range(num_classes))
     assert result["top5"] == pytest.approx(100 * top5) and result["images"] == 50
-    assert (
-        "Accuracy: 1 of 51 pictures cannot be read and are left out, first b.png" in lomar_log.text
-    )
+    words = "Validation: 1 of 51 pictures cannot be read and are left out, first 'b.png'"
+    assert words in lomar_log.text
     evaluator.reset()
     evaluator.process((None, torch.tensor([-1, -2])), torch.randn(2, num_classes))
-    with pytest.raises(UserError, match="none of the 2 pictures .* first a.png"):
+    with pytest.raises(UserError, match="2 of 2 pictures cannot be read, first 'a.png': repair"):
         evaluator.evaluate()
 
 

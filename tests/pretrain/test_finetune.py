@@ -16,7 +16,6 @@ from lomar_pretrain.finetune import main
 TINY = ["embed_dim=32", "depth=2", "num_heads=2", "img_size=32"]
 RUN = ["train.total_batch_size=8", "train.device=cpu", "data.num_workers=0", "train.log_period=1"]
 FINETUNE = [*(f"model.{setting}" for setting in TINY), *RUN]
-STRICT = "data.max_bad_fraction=0"
 PROBE = [*(f"model.encoder.{setting}" for setting in TINY), *RUN]
 
 
@@ -116,8 +115,9 @@ def test_knn_needs_no_training(colours, tmp_path):
     assert not list((tmp_path / "knn").glob("*.pth"))
 
 
-def test_unreadable_pictures_are_replaced_listed_and_left_out(colours, tmp_path):
-    """As in pretraining; none counts as validated that was not."""
+@pytest.fixture
+def split(colours, tmp_path):
+    """``colours`` with 14 pictures a class in train/ and 3 in val/; two of all are broken."""
     for i in range(2, 16):
         for folder in ("train", "val") if i < 5 else ("train",):
             for colour in ("blue", "green", "red"):
@@ -127,18 +127,41 @@ def test_unreadable_pictures_are_replaced_listed_and_left_out(colours, tmp_path)
     bad = tmp_path / "split" / "train" / "red" / "7.png"
     bad.write_bytes(bad.read_bytes()[:80])
     (tmp_path / "split" / "val" / "green" / "2.png").write_bytes(b"no picture")
-    out, opts = tmp_path / "out", [*FINETUNE, "train.epochs=2", "train.warmup_epochs=0"]
-    result = run("finetune_lomar_vit_tiny", tmp_path / "split", out, *opts)
+    return tmp_path / "split"
+
+
+def test_unreadable_pictures_are_replaced_or_left_out_and_listed(split, tmp_path):
+    """As in pretraining; none counts as validated that was not."""
+    opts = [*FINETUNE, "train.epochs=2", "train.warmup_epochs=0", "data.max_bad_fraction=0.2"]
+    result = run("finetune_lomar_vit_tiny", split, tmp_path / "out", *opts)
     assert result["classification"]["images"] == 8
-    assert (out / "bad_images.txt").read_text().startswith(f"{bad}\t")
-    assert "Accuracy: 1 of 9 pictures cannot be read" in (out / "log.txt").read_text()
-    with pytest.raises(UserError, match="1 of the .* cannot be read.*max_bad_fraction=0;.*resume"):
-        run("finetune_lomar_vit_tiny", tmp_path / "split", tmp_path / "strict", *opts, STRICT)
-    assert list((tmp_path / "strict").glob("model_0*.pth"))
-    knn = run("knn_lomar_vit_b_224", tmp_path / "split", tmp_path / "knn", *PROBE)
+    listed = (tmp_path / "out" / "bad_images.txt").read_text().splitlines()
+    paths = {line.split("\t")[0] for line in listed}
+    assert paths == {f"{split}/train/red/7.png", f"{split}/val/green/2.png"} and len(listed) == 2
+    words = "Validation: 1 of 9 pictures cannot be read and are left out, first"
+    assert (tmp_path / "out" / "log.txt").read_text().count(words) == 1  # not in each epoch
+    knn = run("knn_lomar_vit_b_224", split, tmp_path / "knn", *PROBE, "data.max_bad_fraction=0.2")
     assert knn["classification"]["images"] == 8
     log = (tmp_path / "knn" / "log.txt").read_text()
-    assert f"kNN: 1 of 42 pictures cannot be read and are left out, first {bad}" in log
+    words = "kNN: 1 of 42 pictures cannot be read and are left out, first"
+    assert f"{words} '{split}/train/red/7.png'" in log
+
+
+def test_too_many_unreadable_pictures_end_training_and_lose_nothing(split, tmp_path):
+    opts = [*FINETUNE, "train.epochs=2", "train.warmup_epochs=0"]
+    strict = "1 of the .* cannot be read.*max_bad_fraction=0;.*resume"
+    with pytest.raises(UserError, match=strict):
+        run("finetune_lomar_vit_tiny", split, tmp_path / "strict", *opts, "data.max_bad_fraction=0")
+    assert list((tmp_path / "strict").glob("model_0*.pth"))
+    # of the pictures to validate on, after the first of two epochs
+    out, few = tmp_path / "out", "1 of 9 pictures .*max_bad_fraction=0.05; first .*2.png'.*resume"
+    with pytest.raises(UserError, match=few):
+        run("finetune_lomar_vit_tiny", split, out, *opts)
+    assert [path.name for path in out.glob("model_0*.pth")] == ["model_0000004.pth"]
+    opts.append("data.max_bad_fraction=0.2")
+    run("finetune_lomar_vit_tiny", split, out, *opts, resume=True)
+    assert [iteration for iteration, _ in losses(out)] == list(range(10))
+    assert len((out / "bad_images.txt").read_text().splitlines()) == 2  # each once
 
 
 @pytest.mark.parametrize(
