@@ -7,7 +7,8 @@ time; a dashed line for random weights, a point for MAE with ViTDet's positions.
         downstream.data.train.annotations=train.json downstream.data.train.images=IMAGES \
         downstream.data.val.annotations=val.json downstream.data.val.images=IMAGES
 
-Every run has a learning rate schedule of its own, down to zero at its end.
+Every run has a learning rate schedule of its own, down to zero at its end. Each cell says its
+length and place, ``cells.X.budget.minutes`` and ``cells.X.x``; ``budget.minutes`` counts for none.
 """
 
 from .detection_zoomed_tiny import budget, cells, downstream, pretrain, run

@@ -6,7 +6,8 @@ dashed line for random weights.
     python tools/ablate.py --config-file configs/ablation/table1_epochs_tiny.py \
         pretrain.data=IMAGES downstream.data=FOLDER
 
-Every run has a learning rate schedule of its own, down to zero at its end.
+Every run has a learning rate schedule of its own, down to zero at its end. Each cell says its
+length and place, ``cells.X.budget.epochs`` and ``cells.X.x``; ``budget.epochs`` counts for none.
 """
 
 from .table1_tiny import budget, cells, downstream, pretrain, run

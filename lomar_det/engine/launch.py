@@ -247,23 +247,38 @@ def _join_torchrun(args: argparse.Namespace) -> None:
             "WORLD_SIZE are set): leave out --num-gpus and --num-machines, or start without it"
         )
     needed = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    missing = [name for name in needed if name not in environment]
+    missing = [name for name in needed if not environment.get(name)]
     if missing:
         raise UserError(
             f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: start with torchrun, or "
             "set all of them in every process"
         )
     rank, world_size = _variable("RANK"), _variable("WORLD_SIZE")
-    if rank >= world_size:
-        raise UserError(f"RANK={rank} is none of the WORLD_SIZE={world_size} processes from 0")
-    _variable("MASTER_PORT")
-    local_size = _variable("LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in environment else None
-    use_cuda, local_rank = torch.cuda.is_available(), _variable("LOCAL_RANK")
+    local_rank, local_size = _variable("LOCAL_RANK"), world_size
+    if "LOCAL_WORLD_SIZE" in environment:
+        local_size = _variable("LOCAL_WORLD_SIZE")
+    use_cuda, num_gpus = torch.cuda.is_available(), torch.cuda.device_count()
+    problems = {
+        f"RANK={rank} is none of the WORLD_SIZE={world_size} processes from 0": rank >= world_size,
+        f"LOCAL_WORLD_SIZE={local_size} on every machine does not make WORLD_SIZE={world_size}": (
+            local_size < 1 or world_size % local_size > 0
+        ),
+        f"LOCAL_RANK={local_rank} is none of the {local_size} processes from 0": (
+            local_rank >= local_size
+        ),
+        # schedulers may show every process a single GPU of its own
+        f"LOCAL_RANK={local_rank}, but this machine has {num_gpus} GPUs": (
+            1 < num_gpus <= local_rank
+        ),
+        "MASTER_PORT must be at most 65535": _variable("MASTER_PORT") > 65535,
+    }
+    for problem, there in problems.items():
+        if there:
+            raise UserError(f"{problem}: torchrun sets these variables; without it, unset them")
     if use_cuda:
-        # Schedulers may show every process a single GPU of its own.
-        torch.cuda.set_device(local_rank if torch.cuda.device_count() > 1 else 0)
+        torch.cuda.set_device(local_rank if num_gpus > 1 else 0)
     torch.distributed.init_process_group("nccl" if use_cuda else "gloo", timeout=DEFAULT_TIMEOUT)
-    if local_size is None:
+    if "LOCAL_WORLD_SIZE" not in environment:
         hosts = [None] * comm.get_world_size()
         torch.distributed.all_gather_object(hosts, platform.node())
         local_size = hosts.count(platform.node())

@@ -75,6 +75,8 @@ SETTINGS = {
 }
 
 _WORDS = SETTINGS | {
+    "train.wandb=null": "an empty WANDB.PROJECT",
+    "train.wandb": "WANDB.PROJECT",
     "data.*.annotations": "DATASETS.*_JSON_FILE",
     "data.*.images": "DATASETS.*_IMAGE_ROOT",
     "model.backbone.net.": "MODEL.LOMAR.",
@@ -228,6 +230,8 @@ def _check_effects(node: CfgNode, defaults: CfgNode) -> None:
         for key in keys:
             if _get(node, key) != _get(defaults, key):
                 raise UserError(f"{key} has no effect here: {why}. Leave it {_get(defaults, key)}")
+    if node.WANDB.NAME and not node.WANDB.PROJECT.strip():
+        raise UserError("WANDB.NAME has no effect here: WANDB.PROJECT is empty. Name a project")
     clip = node.SOLVER.CLIP_GRADIENTS
     if clip.ENABLED and (clip.CLIP_TYPE, clip.NORM_TYPE) != ("full_model", 2.0):
         raise UserError(
@@ -268,7 +272,7 @@ def _to_lazy(node: CfgNode) -> DictConfig:
         cfg.train.precision = "fp32"
     if node.SOLVER.CLIP_GRADIENTS.ENABLED:
         cfg.train.clip_grad_norm = node.SOLVER.CLIP_GRADIENTS.CLIP_VALUE
-    if node.WANDB.PROJECT:
+    if node.WANDB.PROJECT.strip():
         cfg.train.wandb = {key.lower(): value for key, value in node.WANDB.items() if value}
     steps = [step for step in node.SOLVER.STEPS if step < node.SOLVER.MAX_ITER]
     cfg.lr_multiplier.milestones = [step / node.SOLVER.MAX_ITER for step in steps]

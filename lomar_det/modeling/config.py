@@ -69,8 +69,9 @@ def add_lomar_config(cfg: CfgNode) -> None:
     cfg.SOLVER.COMPILE = False
     # so many steps in a row with a non-finite loss or gradient are left out, then the run ends
     cfg.SOLVER.MAX_SKIPPED_STEPS = 10
-    # so many checkpoints of CHECKPOINT_PERIOD stay, and all of MILESTONE_PERIOD; None: none
+    # of the checkpoints of CHECKPOINT_PERIOD, the last few stay; None: all
     cfg.SOLVER.CHECKPOINT_MAX_TO_KEEP = 3
+    # iterations between checkpoints that are never deleted; None for none
     cfg.SOLVER.MILESTONE_PERIOD = None
     cfg.SEED = 0
     # model_best.pth holds the weights with the highest
@@ -79,7 +80,7 @@ def add_lomar_config(cfg: CfgNode) -> None:
     cfg.TEST.EVALUATOR = "pycocotools"
     # iterations between lines of the log
     cfg.LOG_PERIOD = 20
-    # Weights & Biases, with a project's name
+    # Weights & Biases, where a project is named
     cfg.WANDB = CfgNode({"PROJECT": "", "NAME": ""})
     # delete another run's checkpoints in OUTPUT_DIR instead of refusing to start
     cfg.OVERWRITE = False

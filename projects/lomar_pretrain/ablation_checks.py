@@ -38,7 +38,11 @@ _RUN_RULES = {
 }
 BUDGETS = "epochs", "images", "minutes"
 _BUDGET_RULES = {f"budget.{kind}": number("(0, inf)") | one_of(None) for kind in BUDGETS}
-_PLACE_RULES = {"x": number("(-inf, inf)") | one_of(None), "line": _TEXT | one_of(None)}
+_LINE = Rule(  # matplotlib hides labels with "_"
+    'a name that does not begin with "_"',
+    lambda value: _TEXT.holds(value) and not value.startswith("_"),
+)
+_PLACE_RULES = {"x": number("(-inf, inf)") | one_of(None), "line": _LINE | one_of(None)}
 _CELL_RULES = _RUN_RULES | _BUDGET_RULES | _PLACE_RULES
 _RULES = _RUN_RULES | {
     **_BUDGET_RULES,
@@ -91,12 +95,16 @@ def check_ablation(cfg: DictConfig) -> None:
             raise UserError(f"the config has no {name}; see configs/ablation/")
     check_settings(cfg, _RULES)
     _check_metrics(cfg.downstream, cfg.downstream.stage)
-    _check_budget(cfg.budget, "budget", ", and set the others to null")
+    _check_budget(cfg.budget, "budget")
     for name, cell in cfg.cells.items():
         if not re.fullmatch(r"[\w+-][\w.+-]*", str(name)):
             raise UserError(f"cells: {name!r} is no name of letters, digits and .+-_")
         if cell is not None:
             _check_cell(name, cell, cfg.downstream.stage)
+    places = [(c.line, c.x) for c in cfg.cells.values() if c and c.get("line")]
+    for line, x in places:
+        if places.count((line, x)) > 1:
+            raise UserError(f"cells: several have x={x} on the line {line!r}: give each another")
     if all(cell is None for cell in cfg.cells.values()):
         raise UserError(f"cells: all of {', '.join(cfg.cells)} are null; leave one in")
     for key in ("output_dir", "pretrain_dir"):
@@ -117,9 +125,11 @@ def _check_cell(name: str, cell: DictConfig, stage: str) -> None:
         check_settings(cell, _CELL_RULES)
         _check_metrics(cell.get("downstream", {}), stage)
     if budget is not None:
-        _check_budget(budget, f"cells.{name}.budget", "")
+        _check_budget(budget, f"cells.{name}.budget")
         if "pretrain" in cell and cell.pretrain is None:
             raise UserError(f"cells.{name} has a budget, and no pretraining to spend it on")
+    if cell.get("line") is not None and cell.get("x") is None:
+        raise UserError(f"cells.{name} has a line, and no x, its place on it")
 
 
 def _check_metrics(settings: DictConfig | dict, stage: str) -> None:
@@ -127,16 +137,17 @@ def _check_metrics(settings: DictConfig | dict, stage: str) -> None:
     for metric in as_list(settings.metric) if "metric" in settings else ():
         if not re.fullmatch(_METRICS[stage], metric):
             raise UserError(
-                f"downstream.metric={metric}: runs of the stage {stage} have {_METRICS[stage]}"
+                f"downstream.metric={metric} is none of the stage {stage}; they are "
+                f"{_METRICS[stage]} (| stands between choices)"
             )
 
 
-def _check_budget(budget: DictConfig, name: str, remedy: str) -> None:
+def _check_budget(budget: DictConfig, name: str) -> None:
     given = [kind for kind in BUDGETS if budget.get(kind) is not None]
     if len(given) != 1:
         raise UserError(
             f"{name} has {' and '.join(given) or 'nothing'}: give one of epochs, images and "
-            f"minutes{remedy}"
+            "minutes, and set the others to null"
         )
 
 

@@ -149,7 +149,7 @@ def plan_cells(cfg: DictConfig) -> list[Cell]:
                     limited = _limit(run, kind, amount, steps, folder, timed)
                     pretrainings[run, kind, amount] = limited, folder
                 pretrain, folder = pretrainings[run, kind, amount]
-                budget = f"{amount:g} {kind}"
+                budget = f"{amount:,.10g} {kind}"
         metrics = as_list(settings.get("downstream", {}).get("metric", cfg.downstream.metric))
         metrics = tuple(dict.fromkeys(metrics))  # each once
         place = settings.get("x"), settings.get("line")

@@ -25,6 +25,9 @@ COLUMNS = (
     "pretrain_seconds",
     "downstream_seconds",
     "pretrain_images",
+    "budget",
+    "x",
+    "line",
 )
 _EXPLANATION = """\
 Each row is one way to pretrain, and what it is worth downstream:
@@ -36,7 +39,7 @@ Each row is one way to pretrain, and what it is worth downstream:
 - a dash: there is none, or it could not be computed
 """
 _COLOR, _FILL = "tab:blue", "lightsteelblue"
-_LINES = (_COLOR, "tab:red", "tab:purple", "tab:brown")
+_LINES = (_COLOR, "tab:red", "tab:purple", "tab:brown", "tab:cyan", "tab:olive", "tab:pink")
 _ACROSS = ("dimgrey", "tab:orange", "tab:green")  # lines across
 
 
@@ -152,11 +155,11 @@ def _mean_and_std(row: dict | None) -> str:
 
 
 def _plot(rows: list[dict], settings: DictConfig) -> Figure:
-    """A panel for each metric; see `_draw_bars` and `_draw_line`."""
+    """A panel for each metric; see `_draw_bars` and `_draw_lines`."""
     metrics, drawn = _metrics(rows), [row for row in rows if row["mean"] is not None]
     names = list(dict.fromkeys(row["cell"] for row in drawn))
     if settings.x_label:
-        size, note = (5.5 * len(metrics), 4.3), "line"
+        size, note = (5.5 * len(metrics), 4.3), "lines"
     else:
         size, note = (2 + 4 * len(metrics), 1.5 + 0.5 * len(names)), "bars"
     figure = new_figure(size)
@@ -164,11 +167,13 @@ def _plot(rows: list[dict], settings: DictConfig) -> Figure:
     for axis, metric in zip(axes, metrics, strict=True):
         of_metric = [row for row in drawn if row["metric"] == metric]
         if settings.x_label:
-            _draw_line(axis, of_metric)
-            axis.set(xlabel=settings.x_label, ylabel=metric)
+            lines = dict.fromkeys(row["line"] for row in rows if row["x"] is not None)
+            _draw_lines(axis, of_metric, dict(zip(lines, itertools.cycle(_LINES), strict=False)))
+            axis.set_xlabel(settings.x_label, parse_math=False)
+            axis.set_ylabel(metric, parse_math=False)
         else:
             _draw_bars(axis, of_metric, names)
-            axis.set(xlabel=metric)
+            axis.set_xlabel(metric, parse_math=False)
         axis.set_axisbelow(True)
     figure.suptitle(settings.title, fontsize=11, parse_math=False)
     figure.supxlabel(f"{note}: mean, with standard deviation; dots: single seeds", fontsize=8)
@@ -193,15 +198,15 @@ def _draw_bars(axis: Axes, rows: list[dict], names: list[str]) -> None:
     axis.grid(axis="x", alpha=0.3)
 
 
-def _draw_line(axis: Axes, rows: list[dict]) -> None:
+def _draw_lines(axis: Axes, rows: list[dict], colors: dict[str | None, str]) -> None:
     """Means over the places of the cells; a cell without a place is a dashed line across."""
     placed = sorted((row for row in rows if row["x"] is not None), key=lambda row: row["x"])
     across = [row for row in rows if row["x"] is None]
     places = sorted({row["x"] for row in placed})
-    for line, color in zip(
-        dict.fromkeys(row["line"] for row in placed), itertools.cycle(_LINES), strict=False
-    ):
+    for line, color in colors.items():
         points = [row for row in placed if row["line"] == line]
+        if not points:  # none of this metric
+            continue
         xs, means = [row["x"] for row in points], [row["mean"] for row in points]
         spread = [row["std"] or 0 for row in points]
         axis.errorbar(xs, means, spread, marker="s", color=color, capsize=5, label=line)
@@ -216,11 +221,12 @@ def _draw_line(axis: Axes, rows: list[dict]) -> None:
         axis.axhspan(mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
         edge = axis.get_yaxis_transform()  # its dots, at the right edge
         axis.plot([0.99] * len(row["values"]), row["values"], ".", color=color, transform=edge)
-    if across or any(row["line"] for row in placed):
-        axis.legend(fontsize=9)
+    if axis.get_legend_handles_labels()[0]:
+        for text in axis.legend(fontsize=9).get_texts():
+            text.set_parse_math(False)
     if places and min(places) > 0 and max(places) >= 10 * min(places):
         axis.set_xscale("log")
-    axis.set_xticks(places, map(str, places))
+    axis.set_xticks(places, [f"{place:g}" for place in places])
     axis.set_xticks([], minor=True)
     axis.margins(x=0.08)
     axis.grid(alpha=0.3)

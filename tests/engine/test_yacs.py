@@ -145,6 +145,7 @@ def test_boxes_only_turn_the_mask_head_off(drawn_set, tmp_path):
         (["SOLVER.MOMENTUM", "0.5"], "SOLVER.MOMENTUM has no effect here: training uses AdamW"),
         (["INPUT.CROP.ENABLED", "True"], "INPUT.CROP.ENABLED has no effect.*IMAGE_SIZE"),
         (["SOLVER.CLIP_GRADIENTS.ENABLED", "True"], "CLIP_TYPE full_model"),
+        (["WANDB.NAME", "mine"], "WANDB.NAME has no effect.*WANDB.PROJECT"),
         (["DATASETS.TEST", "('a', 'b')"], "one data set at a time"),
         (["DATASETS.TEST_JSON_FILE", "x.json"], "DATASETS.TEST_JSON_FILE .* leave TRAIN"),
     ],
