@@ -79,7 +79,7 @@ def _rows(cell: Cell, records: list[dict]) -> list[dict]:
     pretrained = [record["pretrain"] for record in records if record["pretrain"]]
     measured = [cell.measured(record) for record in records]
     costs = {
-        "budget": cell.budget or "-",
+        "budget": cell.budget,
         "pretrain_epochs": _mean([run["settings"]["train"]["epochs"] for run in pretrained]),
         "pretrain_seconds": _mean([run["seconds"] for run in pretrained]),
         "pretrain_images": pretrained[0]["images"] if pretrained else None,
@@ -133,7 +133,7 @@ def _markdown(rows: list[dict], records: list[dict], title: str) -> str:
         by_metric = {row["metric"]: row for row in rows if row["cell"] == name}
         row, *_ = by_metric.values()
         columns = [name, *(_mean_and_std(by_metric.get(metric)) for metric in metrics)]
-        columns += [" ".join(map(str, row["seeds"])) or "-", row["budget"]]
+        columns += [" ".join(map(str, row["seeds"])) or "-", row["budget"] or "-"]
         columns += [format_number(row[cost], digits) for cost, digits in costs.values()]
         singles = [by_metric.get(metric, {"values": []})["values"] for metric in metrics]
         columns += [" ".join(map(format_number, values)) or "-" for values in singles]
