@@ -1,94 +1,19 @@
-"""Ablations: a stopped grid continues to the same table, and mistakes are named."""
+"""Ablations: a stopped grid continues to the same table, runs are shared, records are kept."""
 
-import csv
 import json
 import os
 import signal
 
-import numpy as np
 import pytest
 import torch
-from common import (
-    ROOT,
-    TINY_DETECTOR,
-    TINY_PRETRAIN,
-    data_settings,
-    run_two_processes,
-    tool_args,
-)
-from omegaconf import OmegaConf
-from PIL import Image
+from ablations import FINETUNE, table
+from common import TINY_DETECTOR, data_settings, run_two_processes
 
 from lomar_det.engine import load_plain
-from lomar_det.engine.config import load_config
 from lomar_det.engine.hooks import SeedEachStep
 from lomar_det.errors import UserError
 from lomar_pretrain import ablation, ablation_records, engine
 from lomar_pretrain.ablation import main
-from lomar_pretrain.ablation_plan import Cell, plan_cells
-from lomar_pretrain.ablation_table import _plot, write_table
-
-CONFIGS = sorted((ROOT / "configs" / "ablation").glob("*.py"))
-TINY = ["embed_dim=32", "depth=2", "num_heads=2", "img_size=32"]
-FINETUNE = [*(f"model.{setting}" for setting in TINY)]
-FINETUNE += ["train.total_batch_size=8", "train.device=cpu", "data.num_workers=0"]
-FINETUNE += ["train.epochs=2", "train.warmup_epochs=0", "train.base_lr=0.05"]
-
-CONFIG = """
-from omegaconf import OmegaConf
-pretrain = OmegaConf.create(
-    {"config": "lomar_vit_tiny", "data": "???", "overrides": %(pretrain)r}
-)
-downstream = OmegaConf.create({
-    "stage": %(stage)r, "config": %(recipe)r, "data": "???", "overrides": %(downstream)r,
-    "metric": %(metric)r,
-})
-cells = OmegaConf.create(%(cells)r)
-budget = OmegaConf.create(
-    {"epochs": None, "images": 20, "minutes": None, "calibration_steps": 2}
-)
-run = OmegaConf.create(
-    {"seeds": [0], "output_dir": "", "pretrain_dir": None, "title": "Test", "x_label": None}
-)
-"""
-
-
-@pytest.fixture
-def colours(tmp_path):
-    """Two classes, noise of one colour each."""
-    rng = np.random.default_rng(0)
-    for index, name in enumerate(("green", "red")):
-        folder = tmp_path / "colours" / name
-        folder.mkdir(parents=True)
-        for i in range(8):
-            pixels = rng.integers(0, 120, (40, 40, 3), dtype=np.uint8)
-            pixels[..., index] += 100
-            Image.fromarray(pixels).save(folder / f"{i}.png")
-    return tmp_path / "colours"
-
-
-@pytest.fixture
-def ablate(tmp_path, colours, monkeypatch):
-    """Runs the command on a config of these cells; ``output`` is a folder's name."""
-    monkeypatch.setattr(engine, "plot_training", lambda *_: None)  # half of the time, else
-
-    def run(cells, output, *opts, stage=None, start=main):
-        settings = {
-            "pretrain": TINY_PRETRAIN,
-            "stage": "finetune",
-            "recipe": "finetune_lomar_vit_tiny",
-            "downstream": FINETUNE,
-            "metric": "classification/top1",
-            "cells": cells,
-        }
-        path = tmp_path / "ablation.py"
-        path.write_text(CONFIG % (settings | (stage or {})))
-        opts = [f"downstream.data={colours}", *opts]  # the first may be overridden
-        opts = [f"pretrain.data={colours}", f"run.output_dir={tmp_path / output}", *opts]
-        return start(tool_args(path, *opts))
-
-    return run
-
 
 KNN = {
     "recipe": "linear_lomar_vit_tiny",
@@ -101,12 +26,6 @@ def started(capsys):
     """Folders of the runs that were started since this was last asked, two levels of each."""
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--- ")]
     return ["/".join(line.split("/")[-3:]) for line in lines]
-
-
-def table(folder):
-    """Rows of the table, without the seconds."""
-    rows = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
-    return [{key: row[key] for key in row if "seconds" not in key} for row in rows]
 
 
 def interrupt(monkeypatch, number):
@@ -267,77 +186,6 @@ def test_two_processes_make_one_table(ablate, tmp_path):
     assert [json.loads(line)["iteration"] for line in lines.splitlines()] == [0, 1]
 
 
-def fake_record(cell, seed, results, pretrain=None):
-    """A ``cell.json`` as the first ones were, as far as the table reads it."""
-    downstream = {"settings": {}, "seconds": 3.4, "results": results}
-    record = {"cell": cell, "seed": seed, "metric": "bbox/AP", "value": 1.0, "pretrain": pretrain}
-    record |= {"downstream": downstream, "machine": "a machine", "lomar_det": "0.1.0"}
-    return record | {"date": f"2026-01-0{seed + 1}"}
-
-
-@pytest.mark.parametrize("x_label", [None, "windows"])
-def test_table_says_what_it_holds(tmp_path, x_label):
-    metrics = "bbox/AP", "segm/AP"
-    cells = [Cell("random", *[None] * 4, metrics)]
-    cells += [Cell("one", None, None, "4 minutes", None, metrics[:1], 1)]
-    cells += [Cell("two", None, None, "9 epochs", None, metrics, 20, "a line")]
-    run = {"seconds": 61.2, "images": 12000, "settings": {"train": {"epochs": 2.5}}}
-    records = [
-        fake_record("random", 1, {"bbox": {"AP": 10.0}, "segm": {"AP": 1.0}}),
-        fake_record("random", 0, {"bbox": {"AP": 12.0}, "segm": {"AP": None}}),
-        fake_record("one", 0, {"bbox": {"AP": 20.0}}, run),
-    ]
-    cfg = OmegaConf.create({"run": {"title": "A title", "x_label": x_label}})
-    write_table(cells, records, cfg, tmp_path)
-    text = (tmp_path / "table.md").read_text("utf-8")
-    assert text.startswith("# A title\n") and "- bbox/AP, segm/AP: at the end" in text
-    *rows, _, last = text[text.index("| cell") :].splitlines()
-    assert rows == [
-        "| cell | bbox/AP | segm/AP | seeds | pretraining | pretraining, epochs | "
-        "pretraining, images | pretraining, s | downstream, s | bbox/AP, single | "
-        "segm/AP, single |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        "| random | 11.00 ± 1.41 | - | 0 1 | - | - | - | - | 3 | 12.00 10.00 | - 1.00 |",
-        "| one | 20.00 | - | 0 | 4 minutes | 2.5 | 12,000 | 61 | 3 | 20.00 | - |",
-        "| two | - | - | - | 9 epochs | - | - | - | - | - | - |",
-    ]
-    assert last == "a machine, lomar_det 0.1.0. 2026-01-01 to 2026-01-02."
-    assert [(row["cell"], row["metric"], row["std"]) for row in table(tmp_path)] == [
-        ("random", "bbox/AP", "1.41"),
-        ("random", "segm/AP", ""),
-        ("one", "bbox/AP", ""),
-        ("two", "bbox/AP", ""),
-        ("two", "segm/AP", ""),
-    ]
-    assert (tmp_path / "plot.png").stat().st_size > 0
-
-
-def test_lines_of_a_plot():
-    """One for each name, the same colour in every panel; many places on a log scale."""
-
-    def row(cell, metric, x, line, mean):
-        row = {"cell": cell, "metric": metric, "x": x, "line": line, "mean": mean}
-        return row | {"std": 1.0, "values": [mean, mean + 1]}
-
-    rows = [row("random", metric, None, None, 3.0) for metric in ("bbox/AP", r"bbox/AP-$\foo$")]
-    rows += [row("a", "bbox/AP", 4, "LoMaR", 5.0), row("b", "bbox/AP", 64, "LoMaR", 9.0)]
-    rows += [row("c", metric, 4, r"$\foo$", 7.0) for metric in ("bbox/AP", r"bbox/AP-$\foo$")]
-    settings = {"title": "A title", "x_label": r"$\foo$"}
-    figure = _plot(rows, OmegaConf.create(settings))
-    figure.draw_without_rendering()  # a formula that is none would show here
-    left, right = figure.axes
-    assert (left.get_xscale(), right.get_xscale()) == ("log", "linear")
-    assert [tick.get_text() for tick in left.get_xticklabels()] == ["4", "64"]
-    lines = [(bar[0].get_xdata().tolist(), bar[0].get_ydata().tolist()) for bar in left.containers]
-    assert lines == [([4, 64], [5.0, 9.0]), ([4], [7.0])]
-    legends = (
-        {text.get_text() for text in axis.get_legend().get_texts()} for axis in (left, right)
-    )
-    random = "random: 3.00 ± 1.00"
-    assert list(legends) == [{random, "LoMaR", r"$\foo$"}, {random, r"$\foo$"}]
-    assert left.containers[1][0].get_color() == right.containers[0][0].get_color()
-
-
 def test_changed_settings_of_a_finished_cell_are_refused(ablate, tmp_path, monkeypatch):
     cells = {"random": {"pretrain": None}}
     record = ablate(cells, "out")[0]
@@ -422,76 +270,6 @@ def test_a_detector_downstream(ablate, drawn_set, tmp_path):
         ablate(cells, "fails", "downstream.data=null", "budget.images=4", stage=stage)
 
 
-@pytest.mark.parametrize(
-    "cells, opts, message",
-    [
-        ({"a": {"pretrian": None}}, [], "cells.a has no setting 'pretrian'"),
-        ({"a": {"pretrain": {"opts": []}}}, [], "cells.a.pretrain has no setting 'opts'"),
-        ({"a/b": {}}, [], "'a/b' is no name"),
-        ({}, [], "no cells"),
-        ({"a": 3}, [], "cells.a has no setting '3'"),
-        ({"a": {}}, ["pretrain.overrides=3"], "pretrain.overrides=3 must be a list"),
-        ({"a": {}}, ["pretrain.overrides=[3]"], r"pretrain.overrides=\[3\] must be a list"),
-        ({"a": {"pretrain": {"overrides": [5]}}}, [], r"cell a: pretrain.overrides=\[5\] must be"),
-        ({"a": {}}, ["pretrain.config=null"], "pretrain.config=None must be text"),
-        ({"a": {}}, ["pretrain.data=null"], "cell a: pretrain.data is not set"),
-        ({"a": {"x": "wide"}}, [], "cell a: x=wide must be a number"),
-        ({"a": {"line": "_a"}}, [], "cell a: line=_a must be a name that does not begin with"),
-        ({"a": {"line": "l"}}, [], "cells.a has a line, and no x"),
-        ({n: {"line": "l", "x": 1} for n in "ab"}, [], "several have x=1 on the line 'l'"),
-        ({"a": {"budget": {"images": -1}}}, [], "cell a: budget.images=-1 must be"),
-        ({"a": {"budget": {"hours": 1}}}, [], "cells.a.budget has no setting 'hours'"),
-        ({"a": {"budget": {}}}, [], "cells.a.budget has nothing: give one of"),
-        ({"a": {"budget": {"images": 1, "epochs": 1}}}, [], "cells.a.budget has epochs and images"),
-        ({"a": {"pretrain": None, "budget": {"images": 1}}}, [], "cells.a has a budget, and no"),
-        ({"a": None, "b": None}, [], "cells: all of a, b are null"),
-        ({"..": {}}, [], "'..' is no name"),
-        ({"a": {"pretrain": {"config": "lomar_vit_x"}}}, [], "cell a: .*lomar_vit_x; recipes: "),
-        ({"a": {"downstream": {"overrides": ["model.dpeth=1"]}}}, [], "cell a: .*'model.dpeth'"),
-        ({"a": {}}, ["budget.epochs=3"], "epochs and images: give one of"),
-        ({"a": {}}, ["budget.images=null"], "nothing: give one of"),
-        ({"a": {}}, ["budget.images=-1"], "budget.images=-1 must be"),
-        ({"a": {}}, ["run.seeds=3"], r"run.seeds=3 must be a list"),
-        ({"a": {}}, ["run.seeds=[1,1]"], r"run.seeds=\[1, 1\] must be a list of different"),
-        ({"a": {}}, ["run.seeds=[one]"], r"run.seeds=\['one'\] must be a list"),
-        ({"a": {}}, ["run.seeds=[4294967296]"], "each from 0 to"),
-        ({"a": {}}, ["run=3"], "the config has no run.seeds"),
-        ({"a": {}}, ["run.output_dir=null"], "run.output_dir=None must be text"),
-        ({"a": {}}, ["run.output_dir=''"], "run.output_dir= must be text, and not empty"),
-        (
-            {"a": {}},
-            ["run.output_dir=/dev/null"],
-            "null/a/seed0/.* cannot be written: .*output_dir",
-        ),
-        ({"a": {}}, ["run.pretrain_dir=/dev/null"], "/pretrain cannot be written: .*pretrain_dir"),
-        ({"a": {}}, ["pretrain.data='???'"], "cell a: pretrain.data is not set"),
-        ({"a": {}}, ["pretrain.data=gone"], "cell a: gone"),
-        ({"a": {"downstream": {"metric": "bbox/AP"}}}, [], "cell a: .*bbox/AP is none .*classif"),
-        ({"a": {}}, ["downstream.metric=classification/top2"], "/top2 is none of the stage finetu"),
-        (
-            {"a": {"pretrain": None}},
-            ["downstream.metric=classification/knn_top1"],
-            "cell a: no metric classification/knn_top1.*classification/top1",
-        ),
-        ({"a": {"downstream": {"metric": []}}}, [], r"cell a: downstream.metric=\[\] must be TASK"),
-        ({"a": {}}, ["downstream.metric=[top1]"], "downstream.metric=.*'top1'.* must be TASK/NAME"),
-    ],
-)
-def test_mistakes_are_named(ablate, tmp_path, cells, opts, message):
-    with pytest.raises(UserError, match=message):
-        ablate(cells, "out", *opts)
-
-
-def test_nothing_for_an_option_is_null_in_a_run_too(ablate, colours):
-    data = f"pretrain.data={{path: [{colours}], image_root: null}}"
-    cells = ablate({"a": {}}, "out", data, start=lambda args: plan_cells(load(args)))
-    assert cells[0].pretrain.load().data.image_root is None
-
-
-def load(args):
-    return load_config(args.config_file, args.opts)
-
-
 def test_damaged_records_and_missing_weights_are_named(ablate, tmp_path):
     cells, opts = {"a": {}}, ["budget.images=4"]
     ablate(cells, "out", *opts, stage=KNN)
@@ -529,42 +307,3 @@ def test_two_commands_do_not_share_a_run(ablate, tmp_path, monkeypatch):
     assert refused
     second = ablate(cells, "second", *opts, stage=KNN)  # now it is free
     assert second[0]["pretrain"] == first[0]["pretrain"]
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_recipes_plan_and_pair_positions(path, tmp_path):
-    """Every cell's downstream model has the positions that it was pretrained with."""
-    cfg = load_config(path, ["pretrain.data=IMAGES", f"run.output_dir={tmp_path}"])
-    cfg.downstream.data = None
-    cfg.budget.update(epochs=30, minutes=None)  # minutes would be measured
-    for cell in cfg.cells.values():
-        if "minutes" in cell.get("budget", {}):
-            cell.budget = {"epochs": cell.budget.minutes}
-    cells = plan_cells(cfg)
-    assert cells[0].name == "random" and cells[0].pretrain is None
-    for cell in cells[1:]:
-        assert cell.pretrain_dir.name == cell.name
-        pretrain, downstream = cell.pretrain.load(), cell.downstream.load().model
-        model = pretrain.model
-        assert pretrain.train.warmup_epochs == pretrain.train.epochs / 10
-        net = (
-            downstream.backbone.net
-            if "backbone" in downstream
-            else (downstream.get("encoder", downstream))
-        )
-        absolute = net.get("abs_pos", net.get("use_abs_pos"))
-        assert absolute == model.abs_pos and (net.rel_pos in (True, "irpe")) == model.rel_pos
-        assert net.embed_dim == model.embed_dim
-    if path.stem == "figure1_tiny":
-        assert [cell.x for cell in cells] == [None, 1, 2, 4, 6]
-        assert [c.pretrain.load().model.num_windows for c in cells[1:]] == [1, 2, 4, 6]
-    if path.stem in ("detection_minutes_tiny", "table1_epochs_tiny"):
-        for cell in cells[1:]:
-            assert cell.budget == f"{cell.x} epochs" and ("MAE" in cell.line) == (
-                "mae" in cell.name
-            )
-        assert {cell.x for cell in cells[1:]} == ({4, 16} if "minutes" in path.stem else {30, 90})
-    if path.stem.startswith("table1"):
-        methods = {c.name: c.pretrain.load().model._target_.__name__ for c in cells[1:]}
-        assert {method for name, method in methods.items() if "mae" in name} == {"MAE"}
-        assert {method for name, method in methods.items() if "lomar" in name} == {"LoMaR"}
