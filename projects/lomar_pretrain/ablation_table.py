@@ -138,6 +138,11 @@ def _markdown(rows: list[dict], records: list[dict], title: str) -> str:
         singles = [by_metric.get(metric, {"values": []})["values"] for metric in metrics]
         columns += [" ".join(map(format_number, values)) or "-" for values in singles]
         lines.append(_line(columns))
+    results = (record["downstream"].get("results", {}) for record in records)
+    counts = {result.get("classification", {}).get("images") for result in results} - {None}
+    if len(counts) > 1:  # some pictures could not be read, in some runs
+        numbers = " or ".join(f"{count:g}" for count in sorted(counts))
+        lines += ["", f"Not all measured on the same pictures, but on {numbers} of them."]
     machines = sorted({f"{r['machine']}, lomar_det {r['lomar_det']}" for r in records})
     dates = [record["date"] for record in records]
     lines += ["", f"{'; '.join(machines)}. {' to '.join(sorted({min(dates), max(dates)}))}."]

@@ -53,6 +53,18 @@ def test_table_says_what_it_holds(tmp_path, x_label):
     assert (tmp_path / "plot.png").stat().st_size > 0
 
 
+def test_rows_measured_on_other_pictures_are_remarked_upon(tmp_path):
+    metric = "classification/top1"
+    cells = [Cell(name, *[None] * 4, (metric,)) for name in "ab"]
+    cfg = OmegaConf.create({"run": {"title": "A title", "x_label": None}})
+    for count in (40, 39):
+        results = {"a": {"top1": 1.0, "images": 40}, "b": {"top1": 2.0, "images": count}}
+        records = [fake_record(name, 0, {"classification": results[name]}) for name in "ab"]
+        write_table(cells, records, cfg, tmp_path)
+        text = (tmp_path / "table.md").read_text("utf-8")
+        assert ("Not all measured on the same pictures, but on 39 or 40" in text) == (count == 39)
+
+
 def test_lines_of_a_plot():
     """One for each name, the same colour in every panel; many places on a log scale."""
 
