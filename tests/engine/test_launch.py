@@ -80,6 +80,7 @@ def test_two_processes_of_torchrun_find_each_other(local_world_size):
     ],
 )
 def test_what_contradicts_torchrun_is_one_clear_error(monkeypatch, capsys, given, changes, words):
+    monkeypatch.setattr("lomar_det.engine.launch.time.sleep", lambda seconds: None)
     for name, value in group_environment(1, **changes).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as stop:
