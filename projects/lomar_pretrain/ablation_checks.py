@@ -142,8 +142,13 @@ def _check_metrics(settings: DictConfig | dict, stage: str) -> None:
             )
 
 
+def given_budgets(budget: DictConfig) -> dict[str, float]:
+    """What a budget counts, and how much of it; one, once it is checked."""
+    return {kind: budget[kind] for kind in BUDGETS if budget.get(kind) is not None}
+
+
 def _check_budget(budget: DictConfig, name: str) -> None:
-    given = [kind for kind in BUDGETS if budget.get(kind) is not None]
+    given = given_budgets(budget)
     if len(given) != 1:
         raise UserError(
             f"{name} has {' and '.join(given) or 'nothing'}: give one of epochs, images and "

@@ -19,7 +19,7 @@ from lomar_det.errors import UserError
 from lomar_det.settings import check_settings, number, whole
 
 from . import engine, finetune
-from .ablation_checks import BUDGETS, check_ablation, in_cell
+from .ablation_checks import check_ablation, given_budgets, in_cell
 from .ablation_records import alone_in, read_begun, read_record, refuse_changes, write_record
 from .sources import find_images
 
@@ -142,25 +142,19 @@ def plan_cells(cfg: DictConfig) -> list[Cell]:
             own = settings.get("pretrain", {})
             if own is not None:
                 run = _make_run("pretrain", cfg.pretrain, own, "pretrain")
-                kind, amount = _budget(settings.get("budget") or cfg.budget)
-                if (run, kind, amount) not in pretrainings:
+                ((kind, amount),) = given_budgets(settings.get("budget") or cfg.budget).items()
+                length = run, kind, amount
+                if length not in pretrainings:
                     folder = Path(cfg.run.pretrain_dir or cfg.run.output_dir, name)
                     steps = cfg.budget.calibration_steps
-                    limited = _limit(run, kind, amount, steps, folder, timed)
-                    pretrainings[run, kind, amount] = limited, folder
-                pretrain, folder = pretrainings[run, kind, amount]
+                    pretrainings[length] = _limit(*length, steps, folder, timed), folder
+                pretrain, folder = pretrainings[length]
                 budget = f"{amount:,.10g} {kind}"
         metrics = as_list(settings.get("downstream", {}).get("metric", cfg.downstream.metric))
         metrics = tuple(dict.fromkeys(metrics))  # each once
         place = settings.get("x"), settings.get("line")
         cells.append(Cell(name, pretrain, folder, budget, downstream, metrics, *place))
     return cells
-
-
-def _budget(budget: DictConfig) -> tuple[str, float]:
-    """What it counts, and how much of it."""
-    ((kind, amount),) = ((k, budget[k]) for k in BUDGETS if budget.get(k) is not None)
-    return kind, amount
 
 
 def _make_run(stage: str, common: DictConfig, own: DictConfig, section: str) -> Run:

@@ -15,6 +15,8 @@ from lomar_det.images import UnreadableImageError
 from lomar_det.stream import SeededDataset
 
 BadImage = tuple[str, str]  # name of the picture, reason
+# where there are too many
+REMEDY = "Repair or remove them, or raise data.max_bad_fraction, then continue with --resume"
 
 
 class ReplaceUnreadable:
@@ -38,8 +40,7 @@ class ReplaceUnreadable:
             if len(self._failed) == SeededDataset.max_tries:
                 raise UserError(
                     f"{len(self._failed)} pictures in a row cannot be read, last "
-                    f"{self.name(picture)} "
-                    f"({error.reason}); check data.path"
+                    f"{self.name(picture)} ({error.reason}); check data.path"
                 ) from None
             return None
         failed, self._failed = self._failed, []
@@ -71,11 +72,14 @@ class BadImageFile:
     def __len__(self) -> int:
         return len(self._known)
 
+    def __contains__(self, name: str) -> bool:
+        return _in_one_line(name) in self._known
+
     def add(self, failed: list[BadImage]) -> list[BadImage]:
         """Writes down those that are not yet there, and returns them."""
         new = {}
         for name, reason in failed:
-            name = name.replace("\n", "\\n").replace("\t", "\\t")
+            name = _in_one_line(name)
             if name not in self._known:
                 new.setdefault(name, reason)
         if new:
@@ -83,3 +87,7 @@ class BadImageFile:
             with open(self.path, "a", encoding="utf-8", errors="surrogateescape") as file:
                 file.writelines(f"{name}\t{reason}\n" for name, reason in new.items())
         return list(new.items())
+
+
+def _in_one_line(name: str) -> str:
+    return name.replace("\n", "\\n").replace("\t", "\\t")

@@ -19,7 +19,7 @@ from lomar_det.errors import UserError
 from lomar_det.image_files import is_image_name
 from lomar_det.images import UnreadableImageError, load_image
 
-from .bad_images import BadImageFile
+from .bad_images import REMEDY, BadImageFile
 
 logger = logging.getLogger(__name__)
 
@@ -139,15 +139,18 @@ class FindReadable:
         if not unreadable:
             return readable
         file = BadImageFile(self.listed_in, resume=True) if self.listed_in else None
-        new = file.add([(path, _reason(path)) for path in unreadable]) if file else unreadable
+        new = unreadable
+        if file is not None:  # opened again for the reason, once in a run
+            new = file.add([(path, _reason(path)) for path in unreadable if path not in file])
         count = f"{self.purpose}: {len(unreadable)} of {len(labels)} pictures cannot be read"
-        where = f"first {unreadable[0]!r}" + (f", all in {self.listed_in}" if file else "")
+        where = f"first {unreadable[0]!r}"
+        if file is not None:
+            where += f", all in {self.listed_in}"
         if len(unreadable) == len(labels):
             raise UserError(f"{count}, {where}: repair them, then continue with --resume")
         if len(unreadable) > self.max_fraction * len(labels):
             raise UserError(
-                f"{count}, more than data.max_bad_fraction={self.max_fraction:g}; {where}. Repair "
-                "or remove them, or raise data.max_bad_fraction, then continue with --resume"
+                f"{count}, more than data.max_bad_fraction={self.max_fraction:g}; {where}. {REMEDY}"
             )
         if new:
             logger.warning("%s and are left out, %s", count, where)

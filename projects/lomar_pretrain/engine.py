@@ -115,14 +115,7 @@ def run(cfg: DictConfig, resume: bool = False) -> Path:
     trainer = build_trainer(settings, model, optimizer, accumulation_steps)
     meta = backbone_meta(model, settings.epochs) | {"ema_decay": settings.ema_decay}
     checkpointer = Checkpointer(trainer.model, settings.output_dir, meta=meta, trainer=trainer)
-    bad_images = CountBadImages(
-        Path(settings.output_dir, "bad_images.txt"),
-        cfg.data.max_bad_fraction,
-        len(paths),
-        batch,
-        checkpointer,
-        resume,
-    )
+    bad_images = CountBadImages(cfg, len(paths), checkpointer, resume)
     trainer.compute_losses = bad_images.watch(_compute_losses(device))
     watching = evaluation_hooks(cfg, trainer.eval_model, paths, plan.iters_per_epoch)
     trainer.register_hooks(hooks_by_epochs(settings, checkpointer, plan, [bad_images, *watching]))

@@ -56,7 +56,7 @@ from .classification import (
     train_transform,
 )
 from .classification_data import FindReadable, LabelledPictures, MarkUnreadable
-from .hooks import CountBadImages
+from .hooks import CountBadImages, bad_images_path
 from .probe import extract_features, knn_accuracy
 
 logger = logging.getLogger(__name__)
@@ -151,14 +151,7 @@ def train(
     )
     meta = {"classes": classes}
     checkpointer = Checkpointer(trainer.model, settings.output_dir, meta=meta, trainer=trainer)
-    bad_images = CountBadImages(
-        Path(settings.output_dir, "bad_images.txt"),
-        cfg.data.max_bad_fraction,
-        len(train_set),
-        batch,
-        checkpointer,
-        resume,
-    )
+    bad_images = CountBadImages(cfg, len(train_set), checkpointer, resume)
     trainer.compute_losses = bad_images.watch(MixedLoss(settings, cfg.model.num_classes))
     best = BestModel(checkpointer, settings.best_metric)
     results: dict = {}
@@ -168,8 +161,7 @@ def train(
             results.update(evaluate(cfg, trainer.eval_model, val_set))
         except UserError:
             if trainer.iter + 1 < plan.max_iter:  # else there is a model_final.pth
-                checkpointer.save(f"model_{trainer.iter:07d}", iteration=trainer.iter)
-                comm.synchronize()  # the launcher ends all processes as soon as one has ended
+                bad_images.save()
             raise
         best.update(results, trainer.eval_model, min(trainer.iter + 1, plan.max_iter))
         return results
@@ -273,7 +265,7 @@ def evaluate_knn(
 
 
 def _find_readable(cfg: DictConfig, pictures: LabelledPictures, purpose: str) -> FindReadable:
-    listed_in = Path(cfg.train.output_dir, "bad_images.txt") if comm.is_main_process() else None
+    listed_in = bad_images_path(cfg) if comm.is_main_process() else None
     return FindReadable(pictures.samples, purpose, listed_in, cfg.data.max_bad_fraction)
 
 

@@ -21,7 +21,7 @@ from lomar_det.engine import Checkpointer, autocast_as_set
 from lomar_det.errors import UserError
 from lomar_det.figures import save_figure
 
-from .bad_images import BadImage, BadImageFile
+from .bad_images import REMEDY, BadImage, BadImageFile
 from .lomar import LoMaR
 from .mae import MAE
 from .pictures import figure_to_array, reconstruction_figure
@@ -155,6 +155,11 @@ class LogProbe:
         )
 
 
+def bad_images_path(cfg: DictConfig) -> Path:
+    """The run's list of unreadable pictures, see `BadImageFile`."""
+    return Path(cfg.train.output_dir, "bad_images.txt")
+
+
 class CountBadImages(HookBase):
     """Lists and reports unreadable pictures, and ends the run when there are too many of them.
 
@@ -163,30 +168,20 @@ class CountBadImages(HookBase):
     checkpoint is written before.
 
     Args:
-        path: The list to write, see `BadImageFile`.
-        max_fraction: Share of the pictures seen that may be unreadable; with 0 the first one ends
-            the run.
+        cfg: The run's; ``data.max_bad_fraction`` is the share of the pictures seen that may be
+            unreadable; with 0 the first one ends the run.
         num_images: Pictures there are.
-        total_batch_size: Pictures in each step, over all processes.
         checkpointer: Saves before the run is ended.
         resume: Go on with the list of the run that is continued.
     """
 
     min_bad, min_seen, seconds = 10, 1000, 60.0
 
-    def __init__(
-        self,
-        path: Path,
-        max_fraction: float,
-        num_images: int,
-        total_batch_size: int,
-        checkpointer: Checkpointer,
-        resume: bool,
-    ):
-        self.path, self.max_fraction = path, max_fraction
-        self.num_images, self.total_batch_size = num_images, total_batch_size
+    def __init__(self, cfg: DictConfig, num_images: int, checkpointer: Checkpointer, resume: bool):
+        self.path, self.max_fraction = bad_images_path(cfg), cfg.data.max_bad_fraction
+        self.num_images, self.total_batch_size = num_images, cfg.train.total_batch_size
         self.checkpointer = checkpointer
-        self.file = BadImageFile(path, resume) if comm.is_main_process() else None
+        self.file = BadImageFile(self.path, resume) if comm.is_main_process() else None
         self._pending: list[BadImage] = []  # of this process, not yet shared
         self._unreported: list[BadImage] = []
         self._found: set[str] = set()
@@ -249,10 +244,13 @@ class CountBadImages(HookBase):
         enough = bad >= self.min_bad and seen >= min(self.min_seen, self.num_images)
         if not (enough or self.max_fraction == 0) or bad <= self.max_fraction * seen:
             return
-        self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
-        comm.synchronize()  # the launcher ends all processes as soon as one has ended
+        self.save()
         raise UserError(
             f"{bad} of the {seen} pictures seen so far cannot be read, more than "
-            f"data.max_bad_fraction={self.max_fraction:g}; see the reasons in {self.path}. Repair "
-            "or remove them, or raise data.max_bad_fraction, then continue with --resume"
+            f"data.max_bad_fraction={self.max_fraction:g}; see the reasons in {self.path}. {REMEDY}"
         )
+
+    def save(self) -> None:
+        """Before an error that ends the run in all processes: a checkpoint of this iteration."""
+        self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
+        comm.synchronize()  # the launcher ends all processes as soon as one has ended

@@ -1,10 +1,8 @@
 """What several tests of pretraining share."""
 
-import numpy as np
 import pytest
 from ablations import CONFIG, FINETUNE
-from common import TINY_PRETRAIN, tool_args
-from PIL import Image
+from common import TINY_PRETRAIN, draw_colours, tool_args
 
 from lomar_pretrain import engine
 from lomar_pretrain.ablation import main
@@ -13,15 +11,7 @@ from lomar_pretrain.ablation import main
 @pytest.fixture
 def green_and_red(tmp_path):
     """Two classes, noise of one colour each."""
-    rng = np.random.default_rng(0)
-    for index, name in enumerate(("green", "red")):
-        folder = tmp_path / "colours" / name
-        folder.mkdir(parents=True)
-        for i in range(8):
-            pixels = rng.integers(0, 120, (40, 40, 3), dtype=np.uint8)
-            pixels[..., index] += 100
-            Image.fromarray(pixels).save(folder / f"{i}.png")
-    return tmp_path / "colours"
+    return draw_colours(tmp_path / "colours", ("green", "red"), 8)
 
 
 @pytest.fixture

@@ -2,11 +2,9 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
-from common import tool_args
-from PIL import Image
+from common import draw_colours, tool_args
 
 from lomar_det.checkpoint import save_backbone
 from lomar_det.errors import UserError
@@ -22,15 +20,7 @@ PROBE = [*(f"model.encoder.{setting}" for setting in TINY), *RUN]
 @pytest.fixture
 def colours(tmp_path):
     """Three classes that a model learns in seconds: noise of one colour each."""
-    rng = np.random.default_rng(0)
-    for index, name in enumerate(("blue", "green", "red")):
-        folder = tmp_path / "colours" / name
-        folder.mkdir(parents=True)
-        for i in range(16):
-            pixels = rng.integers(0, 120, (40, 40, 3), dtype=np.uint8)
-            pixels[..., index] += 100
-            Image.fromarray(pixels).save(folder / f"{i}.png")
-    return tmp_path / "colours"
+    return draw_colours(tmp_path / "colours", ("blue", "green", "red"), 16)
 
 
 def run(config, colours, output, *opts, **flags):
@@ -142,6 +132,8 @@ def test_unreadable_pictures_are_replaced_or_left_out_and_listed(split, tmp_path
     assert (tmp_path / "out" / "log.txt").read_text().count(words) == 1  # not in each epoch
     knn = run("knn_lomar_vit_b_224", split, tmp_path / "knn", *PROBE, "data.max_bad_fraction=0.2")
     assert knn["classification"]["images"] == 8
+    listed = (tmp_path / "knn" / "bad_images.txt").read_text().splitlines()
+    assert {line.split("\t")[0] for line in listed} == paths and len(listed) == 2
     log = (tmp_path / "knn" / "log.txt").read_text()
     words = "kNN: 1 of 42 pictures cannot be read and are left out, first"
     assert f"{words} '{split}/train/red/7.png'" in log
