@@ -110,11 +110,12 @@ class MarkUnreadable(Dataset):
 class FindReadable:
     """Tells the labels of `MarkUnreadable` that are classes from those of unreadable pictures.
 
+    These are reported when they are first met.
+
     Args:
         samples: Of its pictures.
         purpose: What is measured on them, for the log.
-        listed_in: A `BadImageFile` for the unreadable ones, which are then reported once; without
-            it, each time.
+        listed_in: A `BadImageFile` for the unreadable ones.
         max_fraction: Share that may be unreadable: what is measured on few others means little.
     """
 
@@ -127,6 +128,7 @@ class FindReadable:
     ):
         self.samples, self.purpose = samples, purpose
         self.listed_in, self.max_fraction = listed_in, max_fraction
+        self._met: set[str] = set()
 
     def __call__(self, labels: Tensor) -> Tensor:
         """Which of the labels (B,) are classes, (B,) bool.
@@ -138,14 +140,14 @@ class FindReadable:
         unreadable = [self.samples[-1 - mark][0] for mark in labels[~readable].tolist()]
         if not unreadable:
             return readable
-        file = BadImageFile(self.listed_in, resume=True) if self.listed_in else None
-        new = unreadable
-        if file is not None:  # opened again for the reason, once in a run
-            new = file.add([(path, _reason(path)) for path in unreadable if path not in file])
+        new = [path for path in unreadable if path not in self._met]
+        self._met.update(new)
         count = f"{self.purpose}: {len(unreadable)} of {len(labels)} pictures cannot be read"
         where = f"first {unreadable[0]!r}"
-        if file is not None:
+        if self.listed_in is not None:
             where += f", all in {self.listed_in}"
+            file = BadImageFile(self.listed_in, resume=True)
+            file.add([(path, _reason(path)) for path in new if path not in file])
         if len(unreadable) == len(labels):
             raise UserError(f"{count}, {where}: repair them, then continue with --resume")
         if len(unreadable) > self.max_fraction * len(labels):

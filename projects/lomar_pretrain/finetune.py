@@ -153,12 +153,13 @@ def train(
     checkpointer = Checkpointer(trainer.model, settings.output_dir, meta=meta, trainer=trainer)
     bad_images = CountBadImages(cfg, len(train_set), checkpointer, resume)
     trainer.compute_losses = bad_images.watch(MixedLoss(settings, cfg.model.num_classes))
+    find_readable = _find_readable(cfg, val_set, "Validation")
     best = BestModel(checkpointer, settings.best_metric)
     results: dict = {}
 
     def evaluate_and_keep() -> dict:
         try:
-            results.update(evaluate(cfg, trainer.eval_model, val_set))
+            results.update(evaluate(cfg, trainer.eval_model, val_set, find_readable))
         except UserError:
             if trainer.iter + 1 < plan.max_iter:  # else there is a model_final.pth
                 bad_images.save()
@@ -221,10 +222,12 @@ def evaluate_checkpoint(
     save_config(cfg, "config_eval.yaml")
     model.load_state_dict({name: tensors[name] for name in own})
     logger.info("Weights from %s: %d tensors loaded", path, len(own))
-    return evaluate(cfg, model, val_set)
+    return evaluate(cfg, model, val_set, _find_readable(cfg, val_set, "Validation"))
 
 
-def evaluate(cfg: DictConfig, model: nn.Module, val_set: LabelledPictures) -> dict:
+def evaluate(
+    cfg: DictConfig, model: nn.Module, val_set: LabelledPictures, find_readable: FindReadable
+) -> dict:
     """Top-1 and top-5 accuracy: printed, and written to ``metrics_test.json``."""
 
     def predict(batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -232,7 +235,7 @@ def evaluate(cfg: DictConfig, model: nn.Module, val_set: LabelledPictures) -> di
             return model(batch[0].to(cfg.train.device, non_blocking=True))
 
     with inference_context(model):
-        evaluator = AccuracyEvaluator(_find_readable(cfg, val_set, "Validation"))
+        evaluator = AccuracyEvaluator(find_readable)
         results = inference_on_dataset(predict, _eval_loader(cfg, val_set, model), evaluator)
     if comm.is_main_process():
         print_csv_format(results)

@@ -130,6 +130,10 @@ def test_unreadable_pictures_are_replaced_or_left_out_and_listed(split, tmp_path
     assert paths == {f"{split}/train/red/7.png", f"{split}/val/green/2.png"} and len(listed) == 2
     words = "Validation: 1 of 9 pictures cannot be read and are left out, first"
     assert (tmp_path / "out" / "log.txt").read_text().count(words) == 1  # not in each epoch
+    weights = f"train.init_checkpoint={tmp_path / 'out' / 'model_final.pth'}"
+    run("finetune_lomar_vit_tiny", split, tmp_path / "out", *opts, weights, eval_only=True)
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert log.count(words) == 2  # a run of its own, although all are listed
     knn = run("knn_lomar_vit_b_224", split, tmp_path / "knn", *PROBE, "data.max_bad_fraction=0.2")
     assert knn["classification"]["images"] == 8
     listed = (tmp_path / "knn" / "bad_images.txt").read_text().splitlines()
