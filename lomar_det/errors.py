@@ -1,5 +1,7 @@
 """The one error class for what a user can mend."""
 
+import errno
+
 
 class UserError(ValueError):
     """Something the user gave is wrong; the message names it, the cause and the remedy.
@@ -18,3 +20,21 @@ def user_message(error: UserError) -> str:
     if text.startswith(f"Caught {name} in DataLoader worker"):
         text = text.rsplit(f"{name}: ", 1)[-1]
     return " ".join(text.split())
+
+
+def as_user_error(error: BaseException | None) -> UserError | None:
+    """What a user can mend, as one line; None for a defect of ours."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(f"{error}; free disk space, then continue with --resume")
+    if not isinstance(error, RuntimeError):
+        return None
+    if str(error).startswith("DataLoader worker (pid"):  # torch's words when one was killed
+        return UserError(
+            f"{str(error).strip(' .')}. Most often the machine ran out of memory: lower "
+            "num_workers (of data, or dataloader.train), or make room, then continue with --resume"
+        )
+    # torch.save buries a full disk under an error of its zip writer
+    cause = error.__context__
+    return as_user_error(cause) if isinstance(cause, OSError) else None

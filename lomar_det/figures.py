@@ -29,7 +29,7 @@ def check_format(option: str, output: Path) -> None:
     """
     if output.suffix[1:].lower() not in Figure().canvas.get_supported_filetypes():
         raise UserError(
-            f"{option} {output}: {output.suffix or 'no ending'} is no format for pictures; use .png"
+            f"{option} {output}: {output.suffix or 'no ending'} is no format for images; use .png"
         )
 
 

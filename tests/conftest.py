@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from common import ROOT, draw_instances
+from helpers.common import ROOT, draw_colours, draw_instances
 
 LOGGERS = ("detectron2", "fvcore", "lomar_det", "lomar_pretrain")
 
@@ -50,3 +50,9 @@ def lomar_log(caplog):
     yield caplog
     for logger in loggers:
         logger.removeHandler(caplog.handler)
+
+
+@pytest.fixture
+def green_and_red(tmp_path):
+    """Two classes, noise of one colour each."""
+    return draw_colours(tmp_path / "colours", ("green", "red"), 8)

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from common import tool_environment
+from helpers.common import tool_environment
 
 NO_DETECTRON2 = """
 import sys
@@ -34,7 +34,8 @@ def test_models_and_data_work_without_detectron2():
     code, out, err = run(
         NO_DETECTRON2
         + """
-import torch, lomar_pretrain, lomar_pretrain.data, lomar_pretrain.probe, lomar_pretrain.visualize
+import torch, lomar_pretrain, lomar_pretrain.data, lomar_pretrain.data.class_folders
+import lomar_pretrain.figures.reconstruction
 from lomar_pretrain import LoMaR
 loss = LoMaR(32, 4, 16, 1, 2, window_size=3)(torch.randn(1, 3, 32, 32)).loss
 print("loss", bool(loss.isfinite()), "detectron2" in sys.modules)
@@ -51,8 +52,10 @@ def test_plugin_says_what_to_do_without_detectron2():
     parts = (
         "lomar_det.modeling",
         "lomar_det.checkpoint",
-        "lomar_det.data",
-        "lomar_pretrain.engine",
+        "lomar_det.data; lomar_det.data.register_coco",
+        "lomar_det.engine",
+        "lomar_det.detection",
+        "lomar_pretrain.runs.pretrain",
     )
     for part in parts:
         code, _, err = run(NO_DETECTRON2 + f"import {part}")

@@ -12,11 +12,17 @@ ablation, shares its pretraining runs.
 
 import argparse
 import signal
+import sys
+from pathlib import Path
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the long imports: no traceback
 
 from lomar_det.engine import add_config_arguments, run_tool
-from lomar_pretrain.ablation import main
+
+# The project is not a package: its files find each other as neighbours.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "ablation"))
+
+from ablation import main
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(

@@ -5,7 +5,7 @@ python tools/analyze_model.py --config-file FILE [--input-size HEIGHT WIDTH] key
 
 import argparse
 
-from lomar_det.analysis import main
+from lomar_det.benchmarks.cost import main
 from lomar_det.engine import add_config_arguments, run_tool
 
 if __name__ == "__main__":

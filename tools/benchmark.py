@@ -14,17 +14,13 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C at any time: no traceback
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells when it starts and stops
 
 from lomar_det.benchmarks import benchmark_attention, format_rows, format_table, plot_result
-from lomar_det.benchmarks.detection import benchmark_detection, format_detection
+from lomar_det.benchmarks.detection_speed import benchmark_detection, format_detection
+from lomar_det.config.rules import check_settings, number, whole
 from lomar_det.engine import pick_device, run_tool
 from lomar_det.errors import UserError
 from lomar_det.figures import check_format
-from lomar_det.settings import check_settings, number, whole
-from lomar_pretrain.benchmarks import (
-    LOADER_COLUMNS,
-    STEP_COLUMNS,
-    benchmark_loader,
-    benchmark_pretrain,
-)
+from lomar_pretrain.benchmarks.loader_speed import LOADER_COLUMNS, benchmark_loader
+from lomar_pretrain.benchmarks.pretrain_speed import STEP_COLUMNS, benchmark_pretrain
 
 _RULES = {"num_workers": whole(0), "images_per_second": number("[0, inf)")}
 

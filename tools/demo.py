@@ -1,6 +1,6 @@
-"""Detects the objects in pictures: instances.json, and pictures with boxes, masks and labels.
+"""Detects the objects in images: instances.json, and images with boxes, masks and labels.
 
-python tools/demo.py --config-file FILE --input PICTURES --output FOLDER \
+python tools/demo.py --config-file FILE --input IMAGES --output FOLDER \
     train.init_checkpoint=FILE key=value ...
 """
 
@@ -8,7 +8,7 @@ import argparse
 import os
 import sys
 
-from lomar_det.demo import main
+from lomar_det.detection.demo import main
 from lomar_det.engine import add_config_arguments, run_tool
 
 if __name__ == "__main__":
@@ -17,18 +17,18 @@ if __name__ == "__main__":
     )
     add_config_arguments(parser)
     parser.add_argument(
-        "--input", required=True, nargs="+", help="pictures, folders (recursive) or glob patterns"
+        "--input", required=True, nargs="+", help="images, folders (recursive) or glob patterns"
     )
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where to write")
     parser.add_argument("--confidence-threshold", type=float, default=0.5, metavar="SCORE")
-    parser.add_argument("--max-detections", type=int, metavar="N", help="of a picture, the best")
+    parser.add_argument("--max-detections", type=int, metavar="N", help="of an image, the best")
     parser.add_argument("--no-pictures", action="store_true", help="write instances.json alone")
     parser.add_argument(
         "--tile-size",
         type=int,
         default=0,
         metavar="PIXELS",
-        help="look at larger pictures in tiles, as for a detector trained on tiles",
+        help="look at larger images in tiles, as for a detector trained on tiles",
     )
     parser.add_argument(
         "--tile-overlap",

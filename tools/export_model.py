@@ -26,6 +26,6 @@ if __name__ == "__main__":
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="export for this size and one picture at a time; by default for all",
+        help="export for this size and one image at a time; by default for all",
     )
     run_tool(main, parser.parse_intermixed_args())

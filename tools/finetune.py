@@ -12,7 +12,7 @@ import signal
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the long imports: no traceback
 
 from lomar_det.engine import add_run_arguments, run_tool
-from lomar_pretrain.finetune import main
+from lomar_pretrain.runs.finetune import main
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(

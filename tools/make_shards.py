@@ -1,4 +1,4 @@
-"""Packs pictures into WebDataset tar shards, for sets with more files than a file system likes.
+"""Packs images into WebDataset tar shards, for sets with more files than a file system likes.
 
 python tools/make_shards.py --input FOLDER --output SHARDS [--shortest-side 512]
 """
@@ -6,9 +6,9 @@ python tools/make_shards.py --input FOLDER --output SHARDS [--shortest-side 512]
 import argparse
 import os
 
+from lomar_det.data.images import MAX_MEGAPIXELS
 from lomar_det.engine import run_tool
-from lomar_det.images import MAX_MEGAPIXELS
-from lomar_pretrain.shard_writer import main
+from lomar_pretrain.data.shard_writer import main
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(

@@ -10,7 +10,7 @@ import signal
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the long imports: no traceback
 
 from lomar_det.engine import add_run_arguments, run_tool
-from lomar_pretrain.engine import main
+from lomar_pretrain.runs.pretrain import main
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(

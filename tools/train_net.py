@@ -10,8 +10,8 @@ import signal
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the long imports: no traceback
 
+from lomar_det.detection.train import main
 from lomar_det.engine import add_run_arguments, run_tool
-from lomar_det.engine.detection import main
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(

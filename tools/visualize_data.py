@@ -11,12 +11,12 @@ import signal
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the long imports: no traceback
 
-from lomar_det.data.visualize import visualize_detection_data
+from lomar_det.config.lazy import require_sections
+from lomar_det.config.rules import check_settings, whole
+from lomar_det.detection.show_data import visualize_detection_data
+from lomar_det.detection.yaml_route import load_any_config
 from lomar_det.engine import add_config_arguments, run_tool
-from lomar_det.engine.config import require_sections
-from lomar_det.engine.yacs import load_any_config
-from lomar_det.settings import check_settings, whole
-from lomar_pretrain.visualize_data import visualize_pretraining_data
+from lomar_pretrain.runs.show_data import visualize_pretraining_data
 
 
 def main(args: argparse.Namespace) -> None:
@@ -38,6 +38,6 @@ if __name__ == "__main__":
     parser.add_argument("--output", default="output/visualize_data", metavar="OUT")
     parser.add_argument("--num", type=int, default=8, help="how many samples")
     parser.add_argument(
-        "--annotations-only", action="store_true", help="whole pictures, without augmentation"
+        "--annotations-only", action="store_true", help="whole images, without augmentation"
     )
     run_tool(main, parser.parse_intermixed_args())

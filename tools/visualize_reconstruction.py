@@ -1,9 +1,9 @@
-"""Draws what a LoMaR or MAE checkpoint reconstructs of any pictures.
+"""Draws what a LoMaR or MAE checkpoint reconstructs of any images.
 
 python tools/visualize_reconstruction.py --checkpoint output/pretrain/X/model_final.pth \
     --input IMAGES --output OUT
 
-Each picture is one row. LoMaR: the picture with its windows, then one window (original, masked,
+Each image is one row. LoMaR: the image with its windows, then one window (original, masked,
 reconstructed), then all windows in place. MAE: original, masked, reconstructed, and reconstructed
 with the visible patches.
 """
@@ -11,7 +11,7 @@ with the visible patches.
 import argparse
 
 from lomar_det.engine import run_tool
-from lomar_pretrain.visualize import visualize
+from lomar_pretrain.figures.sheet import visualize
 
 
 def parse_args() -> argparse.Namespace:
@@ -20,10 +20,10 @@ def parse_args() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--checkpoint", required=True, help="model_*.pth of a run, or an official LoMaR/MAE file")
-    add("--input", required=True, nargs="+", help="pictures: files, folders, patterns")
-    add("--output", required=True, help="picture to write (.png, .pdf, ...), or a folder")
+    add("--input", required=True, nargs="+", help="images: files, folders, patterns")
+    add("--output", required=True, help="image to write (.png, .pdf, ...), or a folder")
     add("--num-images", type=int, default=8, help="at most so many, spread over the input (8)")
-    add("--num-windows", type=int, help="LoMaR: windows on each picture (the model's own)")
+    add("--num-windows", type=int, help="LoMaR: windows on each image (the model's own)")
     add("--mask-ratio", type=float, help="share of masked patches (the model's own)")
     add("--seed", type=int, default=0, help="picks windows and masks (0)")
     add("--config-file", metavar="FILE", help="config of the run, where the file does not say")

@@ -9,7 +9,7 @@ detector, with iRPE, from other weights. ``cells.mae=null`` leaves a row out.
         downstream.data.train.annotations=train.json downstream.data.train.images=IMAGES \
         downstream.data.val.annotations=val.json downstream.data.val.images=IMAGES
 
-Pretraining sees the pictures of the training file, or those of ``pretrain.data=IMAGES``.
+Pretraining sees the images of the training file, or those of ``pretrain.data=IMAGES``.
 The paper's size is ViT-B/16, 1600 epochs of ImageNet-1k, then 25 of COCO. A copy of this file with
 the recipes ``lomar_vit_b_224_1600ep``, ``mae_vit_b_224_1600ep`` and
 ``configs/coco/mask_rcnn_lomar_vit_b_25ep.py``, without the overrides that make things small, and

@@ -1,6 +1,6 @@
-"""`detection_tiny.py` for small objects, such as the nuclei of cells in pictures of 256x256.
+"""`detection_tiny.py` for small objects, such as the nuclei of cells in images of 256x256.
 
-Pictures are enlarged to about 512 pixels: training sees crops of 256, evaluation the whole.
+Images are enlarged to about 512 pixels: training sees crops of 256, evaluation the whole.
 
     python tools/ablate.py --config-file configs/ablation/detection_zoomed_tiny.py \
         downstream.data.train.annotations=train.json downstream.data.train.images=IMAGES \

@@ -6,7 +6,7 @@ from random weights.
     python tools/ablate.py --config-file configs/ablation/figure1_tiny.py \
         pretrain.data=IMAGES downstream.data=FOLDER
 
-All cells see the same pictures as often; with more windows each takes longer. For the same time
+All cells see the same images as often; with more windows each takes longer. For the same time
 instead: ``budget.epochs=null budget.minutes=10``. For the paper's size see `table1_tiny.py`: the
 recipe ``lomar_vit_b_224_400ep`` and ``finetune_lomar_vit_b_224``.
 """

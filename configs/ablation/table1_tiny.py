@@ -1,7 +1,7 @@
 """The paper's Table 1 in small: LoMaR and MAE, each with relative and absolute positions.
 
 Fine-tuned accuracy of a very small ViT at 96x96 (a CPU can pay for it), each cell pretrained for
-the same number of epochs, and one that starts from random weights. Data: a folder of pictures, and
+the same number of epochs, and one that starts from random weights. Data: a folder of images, and
 a folder of class folders (with train/ and val/, else split by the seed).
 
     python tools/ablate.py --config-file configs/ablation/table1_tiny.py \
@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from ..common.ablation import budget, run
 
-# 12x12 patches: windows of 7x7 overlap, but none is the whole picture
+# 12x12 patches: windows of 7x7 overlap, but none is the whole image
 SIZE = ["img_size=96", "patch_size=8", "embed_dim=128", "depth=4", "num_heads=4"]
 # what a CPU likes: half the time of fp32 where it knows bf16, and no processes that take turns
 CPU = ["train.precision=bf16", "data.num_workers=0"]

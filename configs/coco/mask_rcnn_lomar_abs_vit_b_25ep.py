@@ -1,7 +1,7 @@
 """Mask R-CNN, ViT-B/16 pretrained by LoMaR with absolute positions, COCO, 25 epochs.
 
 The ablation of the relative positions: sine-cosine positions from pretraining, resized to the
-picture and trained on, and no others. The checkpoint must come from LoMaR with ``abs_pos=True,
+image and trained on, and no others. The checkpoint must come from LoMaR with ``abs_pos=True,
 rel_pos=False`` at 224; from another size, set ``model.backbone.net.pretrain_img_size``.
 """
 

@@ -7,7 +7,7 @@ budget = OmegaConf.create(
         # of each pretraining, one of these, where a cell has no budget of its own; the share of
         # warm-up is that of its config
         "epochs": None,
-        # pictures seen, repetitions included
+        # images seen, repetitions included
         "images": None,
         # of training steps: each cell gets as many as fit, by the time of a step on this machine
         "minutes": None,

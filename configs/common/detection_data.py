@@ -9,14 +9,14 @@ from detectron2.data import build_detection_test_loader, get_detection_dataset_d
 from omegaconf import OmegaConf
 
 from lomar_det.data import RGBDatasetMapper, build_train_loader
-from lomar_det.evaluation import CocoEvaluator
+from lomar_det.detection.evaluation import CocoEvaluator
 
 data = OmegaConf.create(
     {
         "image_size": 1024,
         "min_scale": 0.1,
         "max_scale": 2.0,
-        # train on pictures without objects, too: False
+        # train on images without objects, too: False
         "filter_empty": True,
         # pycocotools, or hotcoco: the same numbers, much sooner (pip install hotcoco)
         "evaluator": "pycocotools",

@@ -32,7 +32,7 @@ data = OmegaConf.create(
         "path": "???",
         # share of each class that is kept for validation where there is no val/
         "val_fraction": 0.2,
-        # unreadable pictures are listed in bad_images.txt; training replaces them, validation
+        # unreadable images are listed in bad_images.txt; training replaces them, validation
         # leaves them out; more in either end the run, 0: any
         "max_bad_fraction": 0.05,
         "num_workers": 8,
@@ -44,7 +44,7 @@ data = OmegaConf.create(
             "auto_augment": "rand-m9-mstd0.5-inc1",
             "re_prob": 0.25,
         },
-        # validation sees the middle of the picture, this share of its shorter side
+        # validation sees the middle of the image, this share of its shorter side
         "crop_pct": 0.875,
     }
 )
@@ -70,7 +70,7 @@ train = OmegaConf.create(
         "mixup": 0.8,
         "cutmix": 1.0,
         "label_smoothing": 0.1,
-        # set, nothing is trained: accuracy by this many nearest training pictures
+        # set, nothing is trained: accuracy by this many nearest training images
         "knn": None,
         "eval_epochs": 1,
         # a checkpoint every so many epochs, of which the last few stay; milestones stay for ever

@@ -7,7 +7,7 @@ crops and flips, 90 epochs, batch 16384.
 from detectron2.config import LazyCall as L
 
 from lomar_pretrain import VisionTransformerEncoder
-from lomar_pretrain.linear_probe import LinearProbe
+from lomar_pretrain.models.linear_probe import LinearProbe
 
 from .finetune import data, train
 

@@ -26,15 +26,15 @@ model = L(LoMaR)(
 data = OmegaConf.create(
     {
         # a folder (searched recursively), a list of paths (.txt), a COCO .json file, tar shards
-        # ("shards-{000..123}.tar", "shards-*.tar"), a picture, or a [list, of, these]
+        # ("shards-{000..123}.tar", "shards-*.tar"), an image, or a [list, of, these]
         "path": "???",
         # where the file names of a COCO file start; null: at the file's own folder
         "image_root": None,
-        # larger pictures count as unreadable; null: no limit
+        # larger images count as unreadable; null: no limit
         "max_megapixels": 180,
-        # unreadable pictures are replaced and listed in bad_images.txt; more end the run, 0: any
+        # unreadable images are replaced and listed in bad_images.txt; more end the run, 0: any
         "max_bad_fraction": 0.05,
-        # random crops of this share of the picture's area, resized to model.img_size
+        # random crops of this share of the image's area, resized to model.img_size
         "crop_scale": [0.2, 1.0],
         # the paper's supplement crops only; the released code also flips
         "flip": False,
@@ -66,7 +66,7 @@ train = OmegaConf.create(
         "picture_epochs": 50,
         # kNN accuracy of the features every so many epochs and at the end, to see more than a loss
         "probe": {
-            # folder of class folders with labelled pictures; empty: no probe
+            # folder of class folders with labelled images; empty: no probe
             "path": "",
             "epochs": 50,
             "k": 20,

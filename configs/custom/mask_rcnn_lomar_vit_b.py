@@ -13,7 +13,7 @@ from ..common.models.mask_rcnn_lomar_vit import model
 
 data.train = {"annotations": "???", "images": "???"}
 data.val = {"annotations": "???", "images": "???"}
-# detections kept per picture, and maxDets of AP; auto: 100, or as many hundreds as val needs
+# detections kept per image, and maxDets of AP; auto: 100, or as many hundreds as val needs
 data.max_detections = "auto"
 
 dataloader.train.total_batch_size = 16

@@ -1,4 +1,4 @@
-"""kNN on frozen features of ImageNet-1k at 224x224: two passes over the pictures, no training."""
+"""kNN on frozen features of ImageNet-1k at 224x224: two passes over the images, no training."""
 
 from ..common.linear_probe import data, model, train
 

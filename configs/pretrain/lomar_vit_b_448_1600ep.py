@@ -1,6 +1,6 @@
 """LoMaR, ViT-B/16, 448x448, 9 windows, relative positions, 1600 epochs.
 
-As at 384, for larger pictures. Four windows are the method's cheap option: ``model.num_windows=4``
+As at 384, for larger images. Four windows are the method's cheap option: ``model.num_windows=4``
 costs 35.0 GFLOP an image (forward) as at 224, where MAE takes 85.5 at this size.
 """
 

@@ -1,6 +1,6 @@
 """Measuring speed: attention and the detector here, pretraining in `lomar_pretrain.benchmarks`."""
 
-from .attention import benchmark_attention, format_table
+from .attention_speed import benchmark_attention, format_table
 from .plot import plot_result
 from .timing import describe_machine, format_rows, matrix_rate, measure_step
 

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 # part: the methods that are it, by module; of nested ones the innermost counts
 PARTS = {
-    "pictures: move, normalise, pad": [("", "preprocess_image")],
+    "images: move, normalise, pad": [("", "preprocess_image")],
     "ViT": [("backbone.net", "forward")],
     "feature pyramid": [("backbone", "forward")],
     "RPN head": [("proposal_generator.rpn_head", "forward")],

@@ -27,7 +27,7 @@ def plot_result(result: dict, output: str | Path) -> Path:
 
     Args:
         result: What a benchmark returns, or its JSON.
-        output: The picture to write.
+        output: The image to write.
     """
     rows = [row for row in result["rows"] if any(row.get(key) is not None for key in VALUES)]
     contestant = next((key for key in ("model", "backend") if key in rows[0]), None)

@@ -1,12 +1,16 @@
 """Weights from elsewhere: the one place where they are read, renamed, checked and reported.
 
-`files` reads and writes, `layouts` finds the encoder in what others wrote, `load` puts it into a
-model, and `convert` into another file.
+`serialization` reads and writes files, `state_dicts` finds the tensors in them, `layouts` finds the
+encoder in what others wrote, `load` puts it into a model, and `convert` into another file.
 """
 
+from ..compat import require_detectron2
+
+require_detectron2()
+
 from .convert import convert_checkpoint
-from .files import backbone_state_dict, read_state_dict, save_backbone
 from .load import LoadReport, find_encoder, load_encoder_weights, load_weights
+from .state_dicts import backbone_state_dict, read_state_dict, save_backbone
 
 __all__ = [
     "LoadReport",

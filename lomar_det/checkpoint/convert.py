@@ -12,12 +12,12 @@ from timm.layers import resample_patch_embed
 from torch import Tensor
 
 from .. import __version__
-from ..engine import save_atomically
 from ..errors import UserError
 from ..layers import grid_size, sincos_pos_embed
-from .files import backbone_state_dict, read_state_dict
 from .layouts import USUAL_NUM_HEADS, Checkpoint, read_checkpoint
 from .load import by_reason
+from .serialization import save_atomically
+from .state_dicts import backbone_state_dict, read_state_dict
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SUFFIXES = (".pth", ".safetensors")
@@ -45,7 +45,7 @@ def convert_checkpoint(
         dtype: ``fp32``, ``fp16`` or ``bf16``; None keeps the file's.
         num_heads: Of the encoder, for ``meta``, where the file does not say.
         patch_size: Resize the kernels of the patch embedding to this, in pixels. Their answers to
-            pictures resized alike stay about the same (FlexiViT, Beyer et al., CVPR 2023);
+            images resized alike stay about the same (FlexiViT, Beyer et al., CVPR 2023);
             detection needs it for ViT-H/14, whose pyramid wants patches of 16.
         ema: Take the averaged weights that the file holds beside the model's.
         force: Overwrite ``target``.
@@ -211,7 +211,7 @@ def _refuse_rel_pos(found: Checkpoint, reader: str, *kinds: str) -> None:
         raise UserError(
             f"{found.path} was trained with {name}, which {reader} does not compute: without its "
             "tables the features would be others. lomar_det.modeling has such backbones for "
-            "detectron2, lomar_pretrain.timm_models those with iRPE for timm"
+            "detectron2, lomar_pretrain.models.timm_vit those with iRPE for timm"
         )
 
 

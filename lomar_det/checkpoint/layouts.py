@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .files import read_state_dict
+from .state_dicts import read_state_dict
 
 REL_POS_TABLES = {
     "irpe": "attn.rpe_k.lookup_table_weight",

@@ -1,19 +1,25 @@
-"""COCO-format data of one's own: registered, checked, and loaded so that a run can resume."""
+"""Images and COCO-format data: found, opened, checked, and streamed so that a run can resume.
 
-from ..compat import require_detectron2
+What needs detectron2 is imported when it is asked for: opening and streaming images do not.
+"""
 
-require_detectron2()
+import importlib
 
-from .coco import CocoSummary, read_coco_summary, register_coco
-from .loader import build_train_loader
-from .mapper import RGBDatasetMapper
-from .setup import configure_data
+_MODULES = {
+    "CocoSummary": "coco",
+    "RGBDatasetMapper": "mapper",
+    "build_train_loader": "loader",
+    "configure_data": "configure",
+    "read_coco_summary": "coco",
+    "register_coco": "coco",
+}
+__all__ = sorted(_MODULES)
 
-__all__ = [
-    "CocoSummary",
-    "RGBDatasetMapper",
-    "build_train_loader",
-    "configure_data",
-    "read_coco_summary",
-    "register_coco",
-]
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ..compat import require_detectron2
+
+    require_detectron2()
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

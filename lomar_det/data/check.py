@@ -5,7 +5,7 @@ python -m lomar_det.data.check ANNOTATIONS IMAGES [--quick] [--train-only] [--js
 Errors: training or evaluation would stop, or be wrong throughout. Warnings: they run, but some
 objects are lost or doubtful. Notes: good to know. The exit code is 1 if there are errors (with
 --strict: or warnings), 0 otherwise, 2 if a file or folder that was given does not exist. Training
-runs the same checks, except that it reads the pictures' headers only, and stops at errors.
+runs the same checks, except that it reads the images' headers only, and stops at errors.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from statistics import median
 
 from tabulate import tabulate
 
+from .checks.findings import ERROR, NOTE, WARNING, Findings
 from .coco import CocoSummary, check_coco, summarize_coco
-from .findings import ERROR, NOTE, WARNING, Findings
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,8 +58,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("annotations", type=Path, help="COCO-format JSON")
-    parser.add_argument("images", type=Path, help="folder of its pictures")
-    parser.add_argument("--quick", action="store_true", help="read only the pictures' headers")
+    parser.add_argument("images", type=Path, help="folder of its images")
+    parser.add_argument("--quick", action="store_true", help="read only the images' headers")
     parser.add_argument(
         "--train-only", action="store_true", help="do not ask for what only evaluation needs"
     )
@@ -75,7 +75,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def describe(data: dict) -> dict:
-    """Sizes of pictures and objects, of a COCO file whose entries are complete."""
+    """Sizes of images and objects, of a COCO file whose entries are complete."""
     sizes = Counter((image["width"], image["height"]) for image in data["images"])
     objects = [a for a in data["annotations"] if not a.get("iscrowd", 0)]
     areas = [a["area"] for a in objects if isinstance(a.get("area"), int | float)]
@@ -99,10 +99,10 @@ def format_summary(summary: CocoSummary, statistics: dict) -> str:
     polygons, rles = statistics["num_polygon_masks"], statistics["num_rle_masks"]
     mean = summary.num_instances / max(1, summary.num_annotated_images)
     rows = [
-        ("pictures", f"{summary.num_images}, of which {summary.num_annotated_images} with objects"),
+        ("images", f"{summary.num_images}, of which {summary.num_annotated_images} with objects"),
         ("sizes", f"median {median_size}; {len(sizes)} different: {common}"),
         ("objects", f"{summary.num_instances}, and {summary.num_crowds} crowd regions"),
-        ("per picture", f"{mean:.1f} where there are any, at most {summary.max_instances}"),
+        ("per image", f"{mean:.1f} where there are any, at most {summary.max_instances}"),
         ("area", f"{small} below 32 x 32, {large} from 96 x 96, {medium} between"),
         ("masks", f"{polygons} polygons, {rles} run-length" if polygons + rles else "none"),
     ]

@@ -10,9 +10,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from ..errors import UserError
-from .annotation_checks import check_annotations
-from .file_checks import check_files
-from .findings import ERROR, WARNING, Findings
+from .checks.annotations import check_annotations
+from .checks.findings import ERROR, WARNING, Findings
+from .checks.image_headers import check_files
 
 logger = logging.getLogger(__name__)
 
@@ -125,9 +125,9 @@ def check_coco(
 
     Args:
         annotations: The JSON file.
-        images: The folder of its pictures.
+        images: The folder of its images.
         for_training, for_evaluation: What the set shall be used for.
-        decode: Read all pictures completely, not just their headers.
+        decode: Read all images completely, not just their headers.
         progress: Show a progress bar.
 
     Returns:
@@ -148,11 +148,11 @@ def check_coco(
 def read_coco_summary(
     annotations: str | Path, images: str | Path, for_evaluation: bool = False
 ) -> CocoSummary:
-    """Reads a COCO annotation file and checks it and the pictures it names; warnings are logged.
+    """Reads a COCO annotation file and checks it and the images it names; warnings are logged.
 
     Args:
         annotations: The JSON file.
-        images: The folder of its pictures.
+        images: The folder of its images.
         for_evaluation: AP shall be computed on it; otherwise, it is trained on.
 
     Raises:

@@ -6,7 +6,7 @@ from detectron2.data import DatasetFromList
 from detectron2.data.build import trivial_batch_collator
 from torch.utils.data import DataLoader
 
-from ..stream import SeededDataset, stream_loader
+from .stream import SeededDataset, stream_loader
 
 
 def build_train_loader(

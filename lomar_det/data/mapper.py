@@ -1,4 +1,4 @@
-"""detectron2's mapper with pictures opened as pretraining opens them."""
+"""detectron2's mapper with images opened as pretraining opens them."""
 
 import copy
 
@@ -13,14 +13,14 @@ from detectron2.data.detection_utils import (
 )
 
 from ..errors import UserError
-from ..images import load_image
+from .images import load_image
 
 
 class RGBDatasetMapper(DatasetMapper):
-    """`DatasetMapper` for RGB models whose pictures are opened by `load_image`.
+    """`DatasetMapper` for RGB models whose images are opened by `load_image`.
 
-    detectron2's own turns 16-bit pictures white, float ones black and drops alpha, so that the
-    detector would see other pictures than its backbone was pretrained on. Arguments are those of
+    detectron2's own turns 16-bit images white, float ones black and drops alpha, so that the
+    detector would see other images than its backbone was pretrained on. Arguments are those of
     the base class; ``image_format`` must be RGB.
     """
 
@@ -34,7 +34,7 @@ class RGBDatasetMapper(DatasetMapper):
         augmented = T.AugInput(image)
         try:
             transforms = self.augmentations(augmented)
-        except ValueError as error:  # Pillow's, of a picture so narrow that nothing is left of it
+        except ValueError as error:  # Pillow's, of an image so narrow that nothing is left of it
             raise UserError(
                 f"{dataset_dict['file_name']} of {image.shape[1]} x {image.shape[0]} pixels cannot "
                 f"be resized as the config says ({error}); cut it into shorter pieces"

@@ -4,20 +4,13 @@ from ..compat import require_detectron2
 
 require_detectron2()
 
-from .best import BestModel
-from .checkpointer import Checkpointer, check_output_dir, delete_old_run
+from ..checkpoint.serialization import load_plain, save_atomically
+from .checkpointer import BestModel, Checkpointer, check_output_dir, delete_old_run
+from .device import autocast, autocast_as_set, pick_device, resolve_precision
 from .hooks import StopOnDivergence, StopOnSignal, hooks_by_epochs, standard_hooks
-from .launch import (
-    add_config_arguments,
-    add_run_arguments,
-    pick_device,
-    run_tool,
-    save_config,
-    setup_run,
-)
-from .precision import autocast, autocast_as_set, resolve_precision
+from .launch import add_config_arguments, add_run_arguments, run_tool
 from .schedules import check_warmup, plan_epochs, step_schedule, warmup_cosine_schedule
-from .serialization import load_plain, save_atomically
+from .setup import save_config, setup_run
 from .trainer import Trainer, build_trainer, wrap_ddp
 
 __all__ = [

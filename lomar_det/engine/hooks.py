@@ -12,8 +12,8 @@ from detectron2.utils import comm
 from fvcore.common.param_scheduler import ParamScheduler
 from omegaconf import DictConfig
 
+from ..data.stream import get_rank, mix_seed, seed_everything
 from ..errors import UserError
-from ..stream import get_rank, mix_seed, seed_everything
 from .checkpointer import Checkpointer
 from .schedules import Plan
 from .writers import writer_hook

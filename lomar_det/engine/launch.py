@@ -1,30 +1,22 @@
 """What every tool does around its work: arguments, devices, processes, one-line errors."""
 
 import argparse
-import errno
-import io
 import logging
 import multiprocessing
 import os
 import platform
-import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from detectron2.config import LazyConfig
 from detectron2.engine import launch
 from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
-from omegaconf import DictConfig
 
-from ..errors import UserError, user_message
+from ..errors import UserError, as_user_error, user_message
 from .hooks import StopOnSignal
-from .precision import resolve_precision
 
 logger = logging.getLogger(__name__)
 
@@ -49,116 +41,6 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-machines", type=int, default=1)
     parser.add_argument("--machine-rank", type=int, default=0)
     parser.add_argument("--dist-url", default="auto", help="for several machines: tcp://HOST:PORT")
-
-
-def pick_device(name: str = "auto", setting: str = "train.device") -> torch.device:
-    """``auto`` is this process's GPU where there is one, else the CPU.
-
-    Args:
-        name: ``auto``, ``cuda``, ``cuda:1`` or ``cpu``.
-        setting: Where the name comes from, for the message.
-
-    Raises:
-        UserError: a GPU was asked for and there is none.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError):
-        device = None
-    given = f"{setting} {name}" if setting.startswith("-") else f"{setting}={name}"
-    if device is None or device.type not in ("cuda", "cpu"):
-        raise UserError(f"{given} is not one of auto, cuda, cpu")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"{given}, but torch sees no GPU; use cpu")
-    return device
-
-
-def setup_run(cfg: DictConfig) -> torch.device:
-    """Output folder, loggers (terminal and ``log.txt``), device; what the run is, in the log.
-
-    detectron2's ``default_setup`` prints some hundred lines; these are the ones people look for.
-
-    Raises:
-        UserError: the output folder cannot be written, or the device is not there, or cannot
-            compute in the precision asked for.
-    """
-    if not cfg.train.output_dir:
-        raise UserError("train.output_dir is empty: name a folder")
-    output_dir = Path(cfg.train.output_dir).expanduser()  # no shell does it behind a "="
-    cfg.train.output_dir = str(output_dir)
-    if comm.is_main_process():
-        try:
-            output_dir.mkdir(parents=True, exist_ok=True)
-            (output_dir / "log.txt").touch()
-        except OSError as error:
-            raise UserError(
-                f"train.output_dir={output_dir} cannot be written: {error}; choose another folder"
-            ) from None
-    comm.synchronize()
-    for name, abbreviation in _LOGGERS.items():
-        _close_handlers(logging.getLogger(name))  # of an earlier run in this process
-        log = setup_logger(str(output_dir), comm.get_rank(), name=name, abbrev_name=abbreviation)
-        for handler in log.handlers:
-            if isinstance(handler.stream, io.TextIOWrapper):  # file names may be of other encodings
-                handler.stream.reconfigure(errors="backslashreplace")
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_our_defect)
-    device = pick_device(cfg.train.device)
-    resolve_precision(cfg.train.precision, device)  # refuses what the device cannot do
-    cfg.train.device = str(device)
-    logger.info("Command: %s", shlex.join(sys.argv))
-    logger.info("%s", describe_machine(device))
-    logger.info("Output: %s", output_dir)
-    return device
-
-
-def describe_machine(device: torch.device) -> str:
-    """What a measurement depends on: versions of Python and torch, GPUs in use, CPU cores."""
-    hardware = f"{os.cpu_count()} CPU cores"
-    if device.type == "cuda":
-        hardware = f"{comm.get_world_size()} x {torch.cuda.get_device_name(device)}, {hardware}"
-    return f"Python {platform.python_version()}, torch {torch.__version__}, {hardware}"
-
-
-def save_config(cfg: DictConfig, name: str = "config.yaml") -> None:
-    """The full config in the output folder; called once everything in it is known to be right."""
-    if comm.is_main_process():
-        LazyConfig.save(cfg, str(Path(cfg.train.output_dir, name)))
-
-
-_LOGGERS = {"detectron2": "d2", "fvcore": "fvcore", "lomar_det": "lomar", "lomar_pretrain": "lomar"}
-
-
-def _is_our_defect(record: logging.LogRecord) -> bool:
-    """Log filter: the trainer logs a traceback of every error, also of what a user can mend."""
-    error = record.exc_info[1] if record.exc_info else None
-    return error is None or _as_user_error(error) is None
-
-
-def _as_user_error(error: BaseException | None) -> UserError | None:
-    """What a user can mend, as one line; None for a defect of ours."""
-    if isinstance(error, UserError):
-        return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return UserError(f"{error}; free disk space, then continue with --resume")
-    if not isinstance(error, RuntimeError):
-        return None
-    if str(error).startswith("DataLoader worker (pid"):  # torch's words when one was killed
-        return UserError(
-            f"{str(error).strip(' .')}. Most often the machine ran out of memory: lower "
-            "num_workers (of data, or dataloader.train), or make room, then continue with --resume"
-        )
-    # torch.save buries a full disk under an error of its zip writer
-    cause = error.__context__
-    return _as_user_error(cause) if isinstance(cause, OSError) else None
-
-
-def _close_handlers(logger: logging.Logger) -> None:
-    for handler in list(logger.handlers):
-        logger.removeHandler(handler)
-        handler.close()
-    setup_logger.cache_clear()  # it would otherwise remember that they are there
 
 
 def run_tool(main: Callable, args: argparse.Namespace) -> None:
@@ -225,7 +107,7 @@ def _guarded(main: Callable, args: argparse.Namespace) -> None:
     try:
         main(args)
     except Exception as error:
-        user_error = _as_user_error(error)
+        user_error = as_user_error(error)
         if user_error is None:
             raise
         if not hasattr(args, "resume"):  # a tool that goes on by itself

@@ -48,7 +48,7 @@ def plan_epochs(settings: DictConfig, num_images: int) -> Plan:
     max_iter = math.ceil(settings.epochs * iters_per_epoch)
     lr = settings.base_lr * batch / 256
     logger.info(
-        "%d pictures; %g epochs x %d iterations of batch %d = %d iterations; "
+        "%d images; %g epochs x %d iterations of batch %d = %d iterations; "
         "learning rate %g * %d / 256 = %g",
         num_images,
         settings.epochs,

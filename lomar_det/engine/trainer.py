@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
 from .compilation import compile_blocks
-from .precision import autocast, resolve_precision
+from .device import autocast, resolve_precision
 
 logger = logging.getLogger(__name__)
 

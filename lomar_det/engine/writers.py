@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -157,3 +158,18 @@ class WandbWriter(EventWriter):
 
     def close(self) -> None:
         self._run.finish()
+
+
+def read_metrics(path: str | Path) -> list[dict]:
+    """The lines of a ``metrics.json``; after a resume, the later line of an iteration counts.
+
+    A line that a crash or a full disk has cut off is left out.
+    """
+    if not Path(path).is_file():
+        return []
+    by_iteration = {}
+    for line in Path(path).read_text(errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            metrics = json.loads(line)
+            by_iteration[metrics["iteration"]] = metrics
+    return [by_iteration[iteration] for iteration in sorted(by_iteration)]

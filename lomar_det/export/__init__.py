@@ -13,10 +13,10 @@ from pathlib import Path
 import detectron2
 import torch
 
-from ..engine.launch import pick_device
-from ..engine.yacs import load_any_config
+from ..detection.from_checkpoint import find_categories, follow_checkpoint, load_detector
+from ..detection.yaml_route import load_any_config
+from ..engine.device import pick_device
 from ..errors import UserError
-from ..inference import find_categories, follow_checkpoint, load_detector
 from .backbone import export_backbone, export_backbone_onnx
 from .detector import export_detector, export_detector_onnx
 
@@ -61,7 +61,7 @@ def main(args: argparse.Namespace) -> Path:
         "pixel_mean": _channels(model.pixel_mean),
         "pixel_std": _channels(model.pixel_std),
         "channels": "RGB",
-        "image_size": cfg.data.image_size,  # evaluation resizes pictures to it
+        "image_size": cfg.data.image_size,  # evaluation resizes images to it
         "device": str(device),
         "versions": _versions(),
     }

@@ -1,4 +1,4 @@
-"""Backbone and pyramid, for any batch and picture size, by torch.export and ONNX."""
+"""Backbone and pyramid, for any batch and image size, by torch.export and ONNX."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from .compare import difference, noise
 def export_backbone(
     model: GeneralizedRCNN, path: Path, size: tuple[int, int] | None = None
 ) -> dict:
-    """Backbone and pyramid by torch.export, for any batch and picture size.
+    """Backbone and pyramid by torch.export, for any batch and image size.
 
     Args:
         model: A detector whose backbone has a `LoMaRViT`.

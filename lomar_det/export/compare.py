@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def noise(model: GeneralizedRCNN, batch: int, height: int, width: int) -> Tensor:
-    """Normalised pictures of noise, (batch, 3, height, width), always the same."""
+    """Normalised images of noise, (batch, 3, height, width), always the same."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(batch, 3, height, width, generator=generator).to(model.device)
 

@@ -1,4 +1,4 @@
-"""The whole detector, one picture of any size at a time, as TorchScript and ONNX."""
+"""The whole detector, one image of any size at a time, as TorchScript and ONNX."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +17,9 @@ from .compare import difference, noise
 def export_detector(
     model: GeneralizedRCNN, path: Path, size: tuple[int, int] | None = None
 ) -> dict:
-    """The whole detector as TorchScript, for one picture of any size at a time.
+    """The whole detector as TorchScript, for one image of any size at a time.
 
-    It takes the picture as (3, height, width) float RGB from 0 to 255 and the least score as a
+    It takes the image as (3, height, width) float RGB from 0 to 255 and the least score as a
     scalar, and gives boxes, classes, masks (N, 1, M, M) within their boxes, and scores.
 
     Args:
@@ -69,14 +69,12 @@ def export_detector_onnx(
 
 def _detector_adapter(model: GeneralizedRCNN, size: tuple[int, int] | None) -> TracingAdapter:
     if size is not None:
-        raise UserError(
-            "--input-size: an exported detector takes pictures of any size; leave it out"
-        )
+        raise UserError("--input-size: an exported detector takes images of any size; leave it out")
     return TracingAdapter(model, _detector_inputs(model, 120, 200, 0.0), _infer)
 
 
 def _infer(model: GeneralizedRCNN, inputs: list[dict], threshold: Tensor) -> Instances:
-    """One picture, the least score as an input of the graph."""
+    """One image, the least score as an input of the graph."""
     predictors = [m for m in model.modules() if isinstance(m, FastRCNNOutputLayers)]
     before = [predictor.test_score_thresh for predictor in predictors]
     for predictor in predictors:
@@ -101,10 +99,10 @@ def _describe_detector(
     fields, checked = adapter.outputs_schema.keys, []
     # with as many detections as there can be, and with none
     for height, width, least in ((120, 200, 0.0), (64, 64, 0.0), (333, 90, 0.0), (200, 256, 1.0)):
-        pictures, threshold = _detector_inputs(model, height, width, least)
+        images, threshold = _detector_inputs(model, height, width, least)
         with torch.no_grad():
-            expected = _infer(model, pictures, threshold).get_fields()
-            found = run(pictures[0]["image"], threshold)
+            expected = _infer(model, images, threshold).get_fields()
+            found = run(images[0]["image"], threshold)
         pairs = [
             (getattr(expected[name], "tensor", expected[name]), out)
             for name, out in zip(fields, found, strict=False)

@@ -12,7 +12,7 @@ from .embed import (
     unpatchify,
 )
 from .init import init_patch_embed, init_vit_weights
-from .irpe import (
+from .irpe.buckets import (
     CLS_BUCKET,
     IRPE,
     NUM_BUCKETS,
@@ -22,7 +22,7 @@ from .irpe import (
     piecewise_index,
     subset_buckets,
 )
-from .rpe_attention import rpe_attention
+from .irpe.dispatch import rpe_attention
 
 __all__ = [
     "CLS_BUCKET",

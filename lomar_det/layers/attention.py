@@ -8,16 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .irpe import IRPE, NUM_BUCKETS, TokenGrid
-from .rpe_attention import (
-    BACKENDS,
+from .attention_windows import (
+    map_even_windows,
+    map_padded_windows,
+    pad_to_windows,
+    partition,
+    unpartition,
+)
+from .irpe.buckets import IRPE, NUM_BUCKETS, TokenGrid
+from .irpe.dense import (
     indexed_rpe_attention,
     is_recording,
     recorded_attention,
     recorded_rpe_attention,
-    rpe_attention,
 )
-from .windows import map_even_windows, map_padded_windows, pad_to_windows, partition, unpartition
+from .irpe.dispatch import BACKENDS, rpe_attention
 
 REL_POS = ("irpe", "decomposed", "none")
 

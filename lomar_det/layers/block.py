@@ -4,7 +4,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from .attention import Attention
-from .irpe import TokenGrid
+from .irpe.buckets import TokenGrid
 
 LAYER_NORM_EPS = 1e-6
 

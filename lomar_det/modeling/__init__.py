@@ -4,7 +4,6 @@ from ..compat import require_detectron2
 
 require_detectron2()
 
-from .config import add_lomar_config
 from .lomar_vit import (
     LoMaRViT,
     build_lomar_vit_backbone,
@@ -12,8 +11,9 @@ from .lomar_vit import (
     window_block_indexes,
 )
 from .norm import ChannelLayerNorm, fuse_norms
-from .optim import layer_decay_params
+from .param_groups import layer_decay_params
 from .pyramid import LoMaRFeaturePyramid, build_lomar_vitdet_backbone
+from .yacs import add_lomar_config
 
 __all__ = [
     "ChannelLayerNorm",

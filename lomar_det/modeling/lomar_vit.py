@@ -52,7 +52,7 @@ class LoMaRViT(Backbone):
         rel_pos: ``irpe``, ``decomposed`` or ``none``.
         use_abs_pos: Add absolute positions, resized from ``pretrain_img_size``.
         pretrain_img_size: Image size in pixels of the absolute positions.
-        attention_backend: See `lomar_det.layers.rpe_attention`.
+        attention_backend: See `lomar_det.layers.irpe.dispatch`.
         use_act_checkpoint: Recompute each block in backward to save memory.
         out_feature: Name of the output feature.
         freeze_at: 0 trains everything; 1 freezes patch embedding and positions; 1 + k also the

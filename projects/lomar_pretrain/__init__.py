@@ -10,13 +10,12 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="lomar_det: ")
     import lomar_det  # noqa: F401
 
-from .api import pretrain
-from .classifier import VisionTransformerClassifier
-from .encoder import VisionTransformerEncoder
-from .lomar import LoMaR, LoMaROutput
-from .mae import MAE, MAEOutput
-from .timm_models import LoMaRVisionTransformer
-from .windows import WindowSample, sample_windows
+from .models.classifier import VisionTransformerClassifier
+from .models.encoder import VisionTransformerEncoder
+from .models.lomar import LoMaR, LoMaROutput
+from .models.mae import MAE, MAEOutput
+from .models.timm_vit import LoMaRVisionTransformer
+from .models.window_sampling import WindowSample, sample_windows
 
 __all__ = [
     "MAE",
@@ -34,8 +33,13 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    if name == "load_pretrained":  # reading checkpoints needs detectron2
-        from .checkpoint import load_pretrained
+    # reading checkpoints and training need detectron2
+    if name == "load_pretrained":
+        from .models.from_checkpoint import load_pretrained
 
         return load_pretrained
+    if name == "pretrain":
+        from .runs.pretrain import pretrain
+
+        return pretrain
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,15 +1,15 @@
-"""Fetches three annotated aerial pictures of trees and cuts them into a small detection data set.
+"""Fetches three annotated aerial images of trees and cuts them into a small detection data set.
 
-The pictures lie in the wheel of the Python package ``deepforest`` (MIT licence), which is fetched
+The images lie in the wheel of the Python package ``deepforest`` (MIT licence), which is fetched
 with pip and read as an archive; nothing of it is installed. What is written::
 
-    OUTPUT/train/*.jpg                tiles of the training picture
-    OUTPUT/val/*.jpg                  tiles of the validation picture
+    OUTPUT/train/*.jpg                tiles of the training image
+    OUTPUT/val/*.jpg                  tiles of the validation image
     OUTPUT/annotations_train.json     COCO format, boxes only
     OUTPUT/annotations_val.json
-    OUTPUT/unlabelled/*.jpg           tiles for pretraining; none of the validation picture
+    OUTPUT/unlabelled/*.jpg           tiles for pretraining; none of the validation image
     OUTPUT/summary.json               settings and counts; written last
-    OUTPUT/LICENSE-deepforest.txt     licence of the pictures' source
+    OUTPUT/LICENSE-deepforest.txt     licence of the images' source
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Any
 from PIL import Image
 from tiling import write_coco, write_tiles  # in this folder
 
-from lomar_det.tiling import Box, tile_boxes
+from lomar_det.data.tiles import Box, tile_boxes
 
 WHEEL_REQUIREMENT = "deepforest==2.1.0"
 WHEEL_NAME = "deepforest-2.1.0-py3-none-any.whl"
@@ -41,8 +41,8 @@ LAYOUT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of the wheel, with what it must contain."""
+class Source:
+    """One image of the wheel, with what it must contain."""
 
     name: str
     source: str
@@ -50,13 +50,13 @@ class Picture:
     num_boxes: int
 
 
-TRAIN = Picture("yell_528000", "2019_YELL_2_528000_4978000_image_crop2", (2299, 2472), 574)
-VAL = Picture("yell_541000", "2019_YELL_2_541000_4977000_image_crop", (1249, 1035), 279)
-EXTRA = Picture("osbs_029", "OSBS_029", (400, 400), 61)
+TRAIN = Source("yell_528000", "2019_YELL_2_528000_4978000_image_crop2", (2299, 2472), 574)
+VAL = Source("yell_541000", "2019_YELL_2_541000_4977000_image_crop", (1249, 1035), 279)
+EXTRA = Source("osbs_029", "OSBS_029", (400, 400), 61)
 
 
 def parse_voc(text: str | bytes) -> tuple[tuple[int, int], list[Box]]:
-    """Reads a Pascal VOC annotation: picture size (width, height) and boxes.
+    """Reads a Pascal VOC annotation: image size (width, height) and boxes.
 
     Only for files of known content (the wheel's hash is checked): the standard library's parser
     does not defend itself against hostile XML.
@@ -78,16 +78,16 @@ def parse_voc(text: str | bytes) -> tuple[tuple[int, int], list[Box]]:
     return size, boxes
 
 
-def load_picture(wheel: zipfile.ZipFile, picture: Picture) -> tuple[Image.Image, list[Box]]:
-    """Reads a picture and its boxes; complains when they are not what is expected."""
-    with wheel.open(f"deepforest/data/{picture.source}.png") as file:
+def load_image(wheel: zipfile.ZipFile, source: Source) -> tuple[Image.Image, list[Box]]:
+    """Reads an image and its boxes; complains when they are not what is expected."""
+    with wheel.open(f"deepforest/data/{source.source}.png") as file:
         image = Image.open(file).convert("RGB")
-    size, boxes = parse_voc(wheel.read(f"deepforest/data/{picture.source}.xml"))
+    size, boxes = parse_voc(wheel.read(f"deepforest/data/{source.source}.xml"))
     found = (image.size, size, len(boxes))
-    if found != (picture.size, picture.size, picture.num_boxes):
+    if found != (source.size, source.size, source.num_boxes):
         raise ValueError(
-            f"{picture.source}: expected a picture of {picture.size} pixels with "
-            f"{picture.num_boxes} boxes, found {image.size} (annotation: {size}) with {len(boxes)}"
+            f"{source.source}: expected an image of {source.size} pixels with "
+            f"{source.num_boxes} boxes, found {image.size} (annotation: {size}) with {len(boxes)}"
         )
     return image, boxes
 
@@ -164,10 +164,10 @@ def build(output: Path, wheel_path: Path, settings: dict[str, Any]) -> dict[str,
     with zipfile.ZipFile(wheel_path) as wheel:
         output.mkdir(parents=True)
         (output / "LICENSE-deepforest.txt").write_bytes(wheel.read(WHEEL_LICENCE))
-        for split, picture in (("train", TRAIN), ("val", VAL)):
-            image, boxes = load_picture(wheel, picture)
+        for split, source in (("train", TRAIN), ("val", VAL)):
+            image, boxes = load_image(wheel, source)
             tile_size, overlap = settings[split]
-            tiles = write_tiles(image, picture.name, output / split, tile_size, overlap)
+            tiles = write_tiles(image, source.name, output / split, tile_size, overlap)
             annotations = output / f"annotations_{split}.json"
             counts[split] = write_coco(
                 tiles,
@@ -175,12 +175,12 @@ def build(output: Path, wheel_path: Path, settings: dict[str, Any]) -> dict[str,
                 settings["min_area"],
                 annotations,
                 category="tree",
-                description=f"Tree crowns, pictures of {WHEEL_REQUIREMENT} (MIT)",
+                description=f"Tree crowns, images of {WHEEL_REQUIREMENT} (MIT)",
             )
-        for picture in (TRAIN, EXTRA):
-            image, _ = load_picture(wheel, picture)
+        for source in (TRAIN, EXTRA):
+            image, _ = load_image(wheel, source)
             num_unlabelled += len(
-                write_tiles(image, picture.name, unlabelled, *settings["unlabelled"])
+                write_tiles(image, source.name, unlabelled, *settings["unlabelled"])
             )
     counts["unlabelled"] = {"images": num_unlabelled}
     summary = {"settings": settings, "counts": counts}
@@ -204,9 +204,9 @@ def prepare(
 
     Args:
         output: folder to write; a data set of other settings in there is replaced.
-        tile_size: side of the training tiles in pixels; 0 for the whole picture.
+        tile_size: side of the training tiles in pixels; 0 for the whole image.
         overlap: pixels that neighbouring training tiles share at least.
-        val_tile_size: the same for validation; None for that of training, 0 for the whole picture.
+        val_tile_size: the same for validation; None for that of training, 0 for the whole image.
         val_overlap: the same for validation. With 0 no tree is counted twice, but for those that a
             border cuts near their middle.
         unlabelled_tile_size: the same for the pretraining tiles.
@@ -233,8 +233,8 @@ def prepare(
         "unlabelled": [unlabelled_tile_size, unlabelled_overlap],
         "min_area": min_area,
     }
-    for part, picture in (("train", TRAIN), ("val", VAL), ("unlabelled", TRAIN)):
-        list(tile_boxes(picture.size, *settings[part]))  # unusable settings end here, not later
+    for part, source in (("train", TRAIN), ("val", VAL), ("unlabelled", TRAIN)):
+        list(tile_boxes(source.size, *settings[part]))  # unusable settings end here, not later
 
     previous = read_summary(output)
     if previous is not None and previous["settings"] == settings and is_complete(output, previous):
@@ -263,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--tile-size", type=int, default=400, help="training tiles, in pixels")
     parser.add_argument("--overlap", type=int, default=100, help="shared by training tiles")
-    parser.add_argument("--val-tile-size", type=int, help="0: whole picture; default: as training")
+    parser.add_argument("--val-tile-size", type=int, help="0: whole image; default: as training")
     parser.add_argument("--val-overlap", type=int, default=0)
     parser.add_argument("--unlabelled-tile-size", type=int, default=512)
     parser.add_argument("--unlabelled-overlap", type=int, default=128)

@@ -1,6 +1,6 @@
-"""The whole way on real pictures: unlabelled tiles, pretraining, detector, COCO AP.
+"""The whole way on real images: unlabelled tiles, pretraining, detector, COCO AP.
 
-Runs the same two tools as a user would, prints a table and writes ``summary.json`` and pictures:
+Runs the same two tools as a user would, prints a table and writes ``summary.json`` and images:
 
     python projects/tree_crowns/run_demo.py --output output/demo
 """
@@ -95,7 +95,7 @@ def table(summary: dict) -> str:
     lines = [
         f"pretraining loss        first {loss['first']:.3f}   last {loss['last']:.3f}",
         "",
-        "held-out picture        box AP   box AP50",
+        "held-out image        box AP   box AP50",
     ]
     for key, title in (("with_pretraining", "LoMaR pretraining"), ("without", "random weights")):
         ap, ap50 = (math.nan if box[key][m] is None else box[key][m] for m in ("AP", "AP50"))
@@ -109,12 +109,12 @@ def table(summary: dict) -> str:
 
 
 def main(output: Path) -> None:
-    from lomar_det.pictures import detections_sheet
+    from lomar_det.detection.draw import detections_sheet
 
     demo = Demo(output)
     data = demo.stage(
         "data",
-        "Data: aerial pictures of tree crowns",
+        "Data: aerial images of tree crowns",
         lambda: prepare(
             demo.output / "data",
             tile_size=256,
@@ -138,9 +138,9 @@ def main(output: Path) -> None:
     )
     summary = summarize(demo, pretrain, pretrained, scratch)
     (demo.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    pictures = [pretrain / "reconstruction.png", pretrain / "loss.png"]
-    for picture in pictures:
-        shutil.copy(picture, demo.output)
+    images = [pretrain / "reconstruction.png", pretrain / "loss.png"]
+    for image in images:
+        shutil.copy(image, demo.output)
     detections_sheet(
         data["val"]["annotations"],
         data["val"]["image_root"],
@@ -151,7 +151,7 @@ def main(output: Path) -> None:
     print("\n" + table(summary))
     print(f"\nFigures: {demo.output / 'summary.json'}")
     for name in ("reconstruction.png", "loss.png", "detections.png"):
-        print(f"Picture: {demo.output / name}")
+        print(f"Image: {demo.output / name}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Cuts annotated pictures into tiles and writes them as a COCO data set of boxes.
+"""Cuts annotated images into tiles and writes them as a COCO data set of boxes.
 
 Boxes are ``(x0, y0, x1, y1)`` in pixels, the right and lower edges excluded.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from lomar_det.tiling import Box, tile_boxes
+from lomar_det.data.tiles import Box, tile_boxes
 
 
 def box_area(box: Box) -> int:
@@ -29,8 +29,8 @@ def boxes_in_tile(boxes: Sequence[Box], tile: Box, min_area: float) -> dict[Box,
     """Clips boxes to a tile and keeps those of which enough stays.
 
     Args:
-        boxes: boxes in picture coordinates.
-        tile: the tile, in picture coordinates.
+        boxes: boxes in image coordinates.
+        tile: the tile, in image coordinates.
         min_area: least share of a box's own area that must lie inside the tile.
 
     Returns:
@@ -50,7 +50,7 @@ def boxes_in_tile(boxes: Sequence[Box], tile: Box, min_area: float) -> dict[Box,
 def write_tiles(
     image: Image.Image, name: str, folder: Path, tile_size: int, overlap: int
 ) -> list[tuple[str, Box]]:
-    """Writes the tiles of one picture as JPEG; returns their file names and places."""
+    """Writes the tiles of one image as JPEG; returns their file names and places."""
     folder.mkdir(parents=True, exist_ok=True)
     image = image.convert("RGB")
     written = []
@@ -69,11 +69,11 @@ def write_coco(
     category: str,
     description: str,
 ) -> dict[str, int]:
-    """Writes a COCO annotation file without masks for the tiles of one picture.
+    """Writes a COCO annotation file without masks for the tiles of one image.
 
     Args:
         tiles: file names and places, as `write_tiles` returns them.
-        boxes: boxes in picture coordinates, all of one category.
+        boxes: boxes in image coordinates, all of one category.
         min_area: see `boxes_in_tile`.
         path: file to write.
         category: name of the one category.
@@ -93,7 +93,7 @@ def write_coco(
                 "file_name": file_name,
                 "width": x1 - x0,
                 "height": y1 - y0,
-                "offset": [x0, y0],  # not COCO: the tile's place in the picture
+                "offset": [x0, y0],  # not COCO: the tile's place in the image
             }
         )
         kept = boxes_in_tile(boxes, tile, min_area)

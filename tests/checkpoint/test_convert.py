@@ -7,17 +7,17 @@ from functools import partial
 
 import pytest
 import torch
-from common import ROOT
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import ViT
+from helpers.common import ROOT
+from helpers.small_models import SMALL, Detector, mae_file, pretrained, zoo_file
 from safetensors import safe_open
 from safetensors.torch import load_file
-from small_models import SMALL, Detector, mae_file, pretrained, zoo_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from lomar_det.checkpoint import convert_checkpoint, load_weights, read_state_dict, save_backbone
-from lomar_det.engine import load_plain, save_atomically
+from lomar_det.checkpoint.serialization import load_plain, save_atomically
 from lomar_det.errors import UserError
 from lomar_det.layers import TokenGrid
 from lomar_det.modeling import LoMaRViT

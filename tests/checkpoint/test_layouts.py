@@ -5,7 +5,6 @@ from functools import partial
 
 import pytest
 import torch
-from common import ROOT
 from detectron2.config import LazyCall as L
 from detectron2.config import instantiate
 from detectron2.layers import ShapeSpec
@@ -17,13 +16,14 @@ from detectron2.modeling.roi_heads import (
     FastRCNNConvFCHead,
     FastRCNNOutputLayers,
 )
-from small_models import SMALL, Detector, pretrained, zoo_file
+from helpers.common import ROOT
+from helpers.small_models import SMALL, Detector, pretrained, zoo_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from lomar_det.checkpoint import load_encoder_weights, load_weights
 from lomar_det.checkpoint.layouts import read_checkpoint
-from lomar_det.engine.config import load_config
+from lomar_det.config.lazy import load_config
 from lomar_det.errors import UserError
 from lomar_det.layers import TokenGrid
 from lomar_det.modeling import LoMaRViT

@@ -4,16 +4,11 @@ import argparse
 
 import pytest
 import torch
-from small_models import SMALL, Detector, mae_file, pretrained
+from helpers.small_models import SMALL, Detector, mae_file, pretrained
 from torch import nn
 
-from lomar_det.checkpoint import (
-    load_encoder_weights,
-    load_weights,
-    read_state_dict,
-    save_backbone,
-)
-from lomar_det.engine import save_atomically
+from lomar_det.checkpoint import load_encoder_weights, load_weights, read_state_dict, save_backbone
+from lomar_det.checkpoint.serialization import save_atomically
 from lomar_det.errors import UserError
 from lomar_det.layers import resize_pos_embed
 from lomar_pretrain import MAE, LoMaR, VisionTransformerClassifier

@@ -8,15 +8,15 @@ import time
 
 import pytest
 import torch
-from common import draw_instances, tool_args
 from detectron2.config import instantiate
 from detectron2.structures import Boxes, BoxMode, Instances
+from helpers.common import draw_instances, tool_args
 from PIL import Image
 
+from lomar_det.config.lazy import load_config
 from lomar_det.data import check, configure_data, read_coco_summary
-from lomar_det.data.annotation_checks import check_annotations
-from lomar_det.data.findings import ERROR, KINDS, NOTE, WARNING, Findings
-from lomar_det.engine.config import load_config
+from lomar_det.data.checks.annotations import check_annotations
+from lomar_det.data.checks.findings import ERROR, KINDS, NOTE, WARNING, Findings
 from lomar_det.errors import UserError
 
 CONFIG = tool_args("custom/mask_rcnn_lomar_vit_tiny.py").config_file
@@ -136,7 +136,7 @@ ERRORS = {
     "unknown image": (first(image_id=99), "unknown-image", "annotation 1: image_id 99"),
     "unknown category": (first(category_id=5), "unknown-category", "annotation 1: category_id 5"),
     "crowd of no category": (first(iscrowd=1, category_id=5), "unknown-category", "annotation 1"),
-    "missing picture": (every("images", file_name="gone.png"), "missing-file", "gone.png"),
+    "missing image": (every("images", file_name="gone.png"), "missing-file", "gone.png"),
     "size swapped": (every("images", width=64, height=96), "size", "000.png says 64 x 96"),
     "iscrowd as text": (first(iscrowd="0"), "iscrowd", "annotation 1 .*iscrowd '0'"),
     "ignored": (first(ignore=1), "ignore", "annotation 1 "),
@@ -191,13 +191,13 @@ WARNINGS_AND_NOTES = {
     "one mask missing": (drop("annotations", "segmentation"), "masks-partly"),
     "area 0": (first(area=0), "area-zero"),
     "object twice": (repeat("annotations", id=1000), "same-object"),
-    "picture twice": (repeat("images", id=1000), "same-file"),
+    "image twice": (repeat("images", id=1000), "same-file"),
     "name twice": (every("categories", name="thing"), "same-name"),
-    "six pictures": (lambda d: None, "small-set"),
+    "six images": (lambda d: None, "small-set"),
     "unused category": (repeat("categories", id=9, name="none"), "no-example"),
     "category 0": (repeat("categories", id=0, name="zero"), "category-zero"),
     "crowd as polygon": (first(iscrowd=1), "crowd-polygons"),
-    "picture without objects": (
+    "image without objects": (
         lambda d: d.update(annotations=[a for a in d["annotations"] if a["image_id"]]),
         "no-annotation",
     ),
@@ -231,7 +231,7 @@ def test_warnings_and_notes_are_reported_and_training_copes(drawn, name, lomar_l
     code, found = run_check(paths)
     level = found[kind][0]
     assert code == 0 and level in (WARNING, NOTE)
-    assert run_check(paths, "--strict")[0] == 1  # six pictures are a warning
+    assert run_check(paths, "--strict")[0] == 1  # six images are a warning
     assert "bbox" in set_up(paths)
     assert (KINDS[kind].title in lomar_log.text) == (level == WARNING)
 
@@ -262,17 +262,17 @@ def test_whatever_is_in_a_field_training_refuses_clearly_or_copes(drawn, tmp_pat
     assert 100 < refused < 150, refused  # and the rest trains
 
 
-def test_pictures_are_decoded_unless_quick_is_given(drawn):
+def test_images_are_decoded_unless_quick_is_given(drawn):
     data, write = drawn
     data["images"][2]["file_name"] = "half.jpg"
     paths = write(data)
-    picture = paths[1] / "half.jpg"
-    Image.open(paths[1] / "002.png").save(picture)
-    picture.write_bytes(picture.read_bytes()[:1500])
+    image = paths[1] / "half.jpg"
+    Image.open(paths[1] / "002.png").save(image)
+    image.write_bytes(image.read_bytes()[:1500])
     code, found = run_check(paths)
     assert code == 1 and "half.jpg" in found["unreadable-file"][2][0]
     assert run_check(paths, "--quick")[0] == 0
-    picture.write_bytes(b"not a picture")
+    image.write_bytes(b"not an image")
     code, found = run_check(paths, "--quick")
     assert code == 1 and found["unreadable-file"][:2] == (ERROR, 1)
     with pytest.raises(UserError, match="half.jpg"):

@@ -7,11 +7,12 @@ losses by the proposals of the pass, mask losses by its positive ones.
 
 import pytest
 import torch
-from common import ROOT, detector_batch, draw_instances
 from detectron2.utils.events import EventStorage
+from helpers.common import ROOT, detector_batch, draw_instances
 
+from lomar_det.config.lazy import load_config
 from lomar_det.engine import Trainer
-from lomar_det.engine.config import build_model, load_config
+from lomar_det.modeling.build import build_model
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def detector():
 
 @pytest.fixture
 def pairs(tmp_path):
-    """Two batches of two different pictures each."""
+    """Two batches of two different images each."""
     data = draw_instances(tmp_path, 4)
     batch = detector_batch(data["images"], data["annotations"])
     return [batch[:2], batch[2:]]
@@ -41,7 +42,7 @@ def gradients(model, batches, **settings):
 
 
 def test_four_passes_of_two_equal_one_of_eight(detector, pairs):
-    """Exactly, where every pass has as many proposals: here the same two pictures, four times."""
+    """Exactly, where every pass has as many proposals: here the same two images, four times."""
     pair = pairs[0]
     small = gradients(detector, [pair] * 4, accumulation_steps=4)
     large = gradients(detector, [pair * 4])
@@ -50,7 +51,7 @@ def test_four_passes_of_two_equal_one_of_eight(detector, pairs):
     assert max(grad.abs().max() for grad in large.values()) > 1e-2
 
 
-def test_what_differs_with_other_pictures_is_the_weight_of_a_pass(detector, pairs):
+def test_what_differs_with_other_images_is_the_weight_of_a_pass(detector, pairs):
     losses, proposals = [], []
     count = detector.roi_heads.box_head.register_forward_hook(
         lambda _module, inputs, _out: proposals.append(len(inputs[0]))

@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from lomar_det.checkpoint.serialization import load_plain, save_atomically
 from lomar_det.engine import (
     BestModel,
     Checkpointer,
@@ -20,8 +21,6 @@ from lomar_det.engine import (
     Trainer,
     check_output_dir,
     delete_old_run,
-    load_plain,
-    save_atomically,
 )
 from lomar_det.engine.hooks import SaveCheckpoints
 from lomar_det.errors import UserError

@@ -13,8 +13,8 @@ import time
 
 import pytest
 import torch
-from common import ROOT, free_port, tool_environment
 from detectron2.utils import comm
+from helpers.common import ROOT, free_port, tool_environment
 from omegaconf import OmegaConf
 
 from lomar_det.engine import add_run_arguments, run_tool, setup_run

@@ -8,9 +8,9 @@ import signal
 
 import pytest
 import torch
-from common import free_port
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook
+from helpers.common import free_port
 from torch import nn
 
 from lomar_det.engine import (

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lomar_det.layers import Attention, Block, TokenGrid, bucket_table, rpe_attention
-from lomar_det.layers.irpe import _grid_buckets
-from lomar_det.layers.rpe_attention import _one_hot_sides
-from lomar_det.layers.windows import strips
+from lomar_det.layers.attention_windows import strips
+from lomar_det.layers.irpe.buckets import _grid_buckets
+from lomar_det.layers.irpe.dense import _one_hot_sides
 
 GRIDS = [TokenGrid(7, 7, True), TokenGrid(5, 9), TokenGrid(14, 14), TokenGrid(3, 2, True)]
 

@@ -13,7 +13,7 @@ from lomar_det.layers import (
     piecewise_index,
     subset_buckets,
 )
-from lomar_det.layers.irpe import BUCKET_STEPS
+from lomar_det.layers.irpe.buckets import BUCKET_STEPS
 
 
 def literal_bucket_1d(d: int) -> int:

@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
-from common import ROOT, TINY_DETECTOR, detector_batch, draw_instances
 from detectron2.layers import get_norm
 from detectron2.utils.events import EventStorage
+from helpers.common import ROOT, TINY_DETECTOR, detector_batch, draw_instances
 
-from lomar_det.engine.config import build_model, load_config
+from lomar_det.config.lazy import load_config
 from lomar_det.modeling import ChannelLayerNorm, fuse_norms
+from lomar_det.modeling.build import build_model
 
 
 def outputs_and_gradients(norm, x, gradient):

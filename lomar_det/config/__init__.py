@@ -1,0 +1,1 @@
+"""Configs: read, overridden, checked. Nothing here knows a stage."""

@@ -1,0 +1,188 @@
+"""Loading a LazyConfig with overrides, with one clear error for what a user mistyped."""
+
+import builtins
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+from detectron2.config import LazyConfig, instantiate
+from detectron2.utils.registry import locate
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+
+from ..errors import UserError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# Installed, the recipes lie in the package (setup.py puts them there); in a checkout, beside it.
+CONFIGS = next(
+    (folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()),
+    _PACKAGE / "configs",
+)
+
+
+def load_config(path: str | Path, overrides: list[str]) -> DictConfig:
+    """Reads a config file and applies ``key=value`` overrides.
+
+    Raises:
+        UserError: the file is missing or no LazyConfig, or a setting does not exist.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"the config file {path} does not exist; see the folder configs/")
+    if Path(path).suffix != ".py":
+        raise UserError(f"{path} is not a LazyConfig: this tool takes .py configs")
+    before = builtins.__import__
+    try:
+        cfg = LazyConfig.load(str(path))
+    except SyntaxError as error:
+        raise UserError(f"{path} is not valid Python: {error}") from None
+    except Exception as error:  # a config is a program: it fails with anything
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(
+            f"{path} cannot be loaded ({what}); where it happened: set LOMAR_DEBUG=1"
+        ) from error
+    finally:
+        # LazyConfig replaces it while it reads a file, and forgets to put it back after an error.
+        builtins.__import__ = before
+    for override in overrides:
+        key, separator, _ = override.partition("=")
+        if not separator:
+            raise UserError(f"{override!r} is not an override of the form key=value")
+        _check_exists(cfg, key.lstrip("+"), path, added=override.startswith("+"))
+        try:
+            _apply(cfg, override)
+        except (HydraException, OmegaConfBaseException, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"the override {override!r} cannot be applied: {error}") from None
+    try:
+        OmegaConf.to_container(cfg, resolve=True)
+    except InterpolationResolutionError as error:  # its first line says what, the others where
+        raise UserError(f"{path}, with overrides: {str(error).splitlines()[0]}") from None
+    return cfg
+
+
+def require_sections(cfg: DictConfig, path: str | Path, folder: str, *names: str) -> None:
+    """Refuses a config of another stage.
+
+    Args:
+        cfg: The config, read from ``path``.
+        folder: Where configs for this tool lie, in ``configs/``.
+        names: Sections or settings that it must have, as ``data.crop_scale``.
+
+    Raises:
+        UserError: it lacks one.
+    """
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        section = OmegaConf.select(cfg, parent) if parent else cfg
+        if not (isinstance(section, DictConfig) and leaf in set(section)):
+            raise UserError(
+                f"{path} is no config for this tool: it has no {name}; see configs/{folder}"
+            )
+
+
+def set_option(cfg: DictConfig, key: str, value, path: str | Path) -> None:
+    """Sets ``key`` to a Python value: what ``key=value`` does with text.
+
+    Args:
+        cfg: The config, read from ``path``.
+        key: With dots: ``train.epochs``.
+
+    Raises:
+        UserError: the setting does not exist, or cannot hold the value.
+    """
+    _check_exists(cfg, key, path, added=False)
+    try:
+        OmegaConf.update(cfg, key, value, merge=isinstance(value, dict))
+    except (OmegaConfBaseException, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{key}={value!r} cannot be set: {error}") from None
+
+
+def find_config(name: str | Path, folder: str) -> Path:
+    """The path of a config: a file as it is, else the recipe of that name.
+
+    Recipes are the files of the repository's ``configs/``, which an installation carries along.
+
+    Args:
+        name: Path of a .py file, or a recipe's name without ``.py``.
+        folder: Where recipes are looked for, in ``configs/``: ``pretrain``, ``coco``, ``custom``.
+
+    Raises:
+        UserError: neither; the message lists the recipes.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    recipes = CONFIGS / folder
+    path = recipes / f"{str(name).removesuffix('.py')}.py"
+    if not path.is_file():
+        known = ", ".join(sorted(recipe.stem for recipe in recipes.glob("*.py")))
+        raise UserError(f"there is neither a config file nor a recipe {name}; recipes: {known}")
+    return path
+
+
+def _apply(cfg: DictConfig, override: str) -> None:
+    """One override in Hydra's syntax; a path that this syntax cannot say is taken as it stands.
+
+    Unlike `LazyConfig.apply_overrides`, a list may replace a call that computes one.
+    """
+    key, _, value = override.partition("=")
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+        if not parsed.is_sweep_override():  # a comma in a path
+            value = parsed.value()
+    except HydraException:
+        if value.startswith(("[", "{", "'", '"')):
+            raise
+    OmegaConf.update(cfg, key.lstrip("+"), value, merge=isinstance(value, dict))
+
+
+def _check_exists(cfg: DictConfig, key: str, path: str | Path, added: bool) -> None:
+    """A mistyped key would otherwise be added in silence and change nothing."""
+    parent, _, leaf = key.rpartition(".")
+    try:
+        node = OmegaConf.select(cfg, parent) if parent else cfg
+    except OmegaConfBaseException:
+        node = None
+    settings = set(node) if isinstance(node, DictConfig) else set()  # `in` overlooks missing values
+    takes_any = False
+    if "_target_" in settings:
+        arguments, takes_any = _arguments(node["_target_"])
+        settings = settings - {"_target_"} | arguments
+    if node is None or not (added or takes_any or leaf in settings):
+        known = ", ".join(sorted(map(str, settings))) or "nothing"
+        raise UserError(f"{path} has no setting {key!r}; {parent or 'it'} has {known}")
+
+
+def _arguments(target: Callable | str) -> tuple[set[str], bool]:
+    """Names of the arguments that an L(...) call takes, and whether it takes others as well."""
+    function = locate(target) if isinstance(target, str) else target
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # of something built into Python, or compiled
+        return set(), True
+    return {p.name for p in parameters}, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def instantiate_section(cfg: DictConfig, section: str):
+    """A loader, an optimizer, ... by its place in a config, such as ``dataloader.train``.
+
+    Raises:
+        UserError: images are missing, or a setting is one that it cannot have.
+    """
+    try:
+        return instantiate(OmegaConf.select(cfg, section))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{error.filename} does not exist: COCO is looked for in the folder that the "
+            "environment variable DETECTRON2_DATASETS names; for data of your own, use a config "
+            "of configs/custom"
+        ) from None
+    except UserError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, AssertionError) as error:
+        raise UserError(f"{section}: {error}") from error
+
+
+def as_list(setting) -> list[str]:
+    """A setting that may be one path or several."""
+    return [str(path) for path in setting] if OmegaConf.is_list(setting) else [str(setting)]

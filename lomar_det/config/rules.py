@@ -1,0 +1,111 @@
+"""What a setting may be, in words and as a test, and the one place where settings are checked.
+
+Commands and models state their rules as a table from names to `Rule`; the first value that breaks
+its rule is refused with those words, before any data is looked at.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+from ..errors import UserError
+
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``words`` complete the sentence "must be ..."; rules are joined with ``|``."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+    def __or__(self, other: "Rule") -> "Rule":
+        return Rule(f"{self.words} or {other.words}", lambda v: self.holds(v) or other.holds(v))
+
+
+def whole(at_least: int) -> Rule:
+    """A whole number."""
+
+    def holds(value) -> bool:
+        return isinstance(value, Integral) and not isinstance(value, bool) and value >= at_least
+
+    return Rule(f"a whole number of at least {at_least}", holds)
+
+
+def number(interval: str) -> Rule:
+    """A finite number in an interval such as ``(0, 1]``, whose square brackets include the end."""
+    low, high = map(float, interval[1:-1].split(","))
+
+    def holds(value) -> bool:
+        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+            return False
+        above = low < value or (interval[0] == "[" and low == value)
+        return above and (value < high or (interval[-1] == "]" and value == high))
+
+    return Rule(f"a number in {interval}", holds)
+
+
+def one_of(*values) -> Rule:
+    """One of some words, or null."""
+    words = ", ".join("null" if value is None else repr(value) for value in values)
+    return Rule(words if len(values) == 1 else f"one of {words}", lambda value: value in values)
+
+
+def pair(rule: Rule, ascending: bool = False) -> Rule:
+    """Two values that both obey ``rule``."""
+
+    def holds(value) -> bool:
+        if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+            return False
+        return all(map(rule.holds, value)) and (not ascending or value[0] <= value[1])
+
+    order = ", the smaller one first" if ascending else ""
+    return Rule(f"two values, each {rule.words}{order}", holds)
+
+
+FLAG = Rule("True or False", lambda value: isinstance(value, bool))
+TEXT = Rule("text (a number as \"'5'\")", lambda value: isinstance(value, str))
+
+# Of the ``train`` section that every run has: `configs/common/run.py`.
+RUN_RULES = {
+    "train.output_dir": TEXT | one_of(None),  # which is then said to be empty
+    "train.init_checkpoint": TEXT | one_of(None),
+    "train.device": TEXT,
+    "train.precision": one_of("auto", "bf16", "fp16", "fp32"),
+    # not "in range": of a word, that would compare it with all of them, for minutes
+    "train.seed": Rule(
+        "a whole number from 0 to 2**32 - 1", lambda v: whole(0).holds(v) and v < 2**32
+    ),
+    "train.accumulation_steps": whole(1) | one_of("auto"),
+    "train.max_batch_per_gpu": whole(1),
+    "train.clip_grad_norm": number("[0, inf)") | one_of(None),
+    "train.compile": FLAG,
+    "train.ema_decay": number("(0, 1)") | one_of(None),
+    "train.max_skipped_steps": whole(0),
+    "train.overwrite": FLAG,
+    "train.log_period": whole(1),
+    "train.ddp.broadcast_buffers": FLAG,
+    "train.ddp.find_unused_parameters": FLAG,
+}
+
+
+def check_settings(settings: Mapping, rules: Mapping[str, Rule]) -> None:
+    """Refuses the first setting that breaks its rule.
+
+    Args:
+        settings: A config, or any nested mapping.
+        rules: By the dotted names that a user types. A name that the config does not have is left
+            to whoever needs it: another optimizer, say, has other settings.
+
+    Raises:
+        UserError: names the setting, its value and what it must be.
+    """
+    for name, rule in rules.items():
+        value: Any = settings
+        for key in name.split("."):
+            value = value.get(key, _ABSENT) if isinstance(value, Mapping) else _ABSENT
+        if value is not _ABSENT and not rule.holds(value):
+            raise UserError(f"{name}={value} must be {rule.words}")

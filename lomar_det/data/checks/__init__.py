@@ -1,0 +1,1 @@
+"""What is wrong with a COCO-format data set: one file for each thing that is looked at."""

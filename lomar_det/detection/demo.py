@@ -1,0 +1,146 @@
+"""Detections of many images, as JSON and drawn: what `tools/demo.py` runs."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from detectron2.structures import Instances
+from tqdm import tqdm
+
+from ..data.image_files import IMAGE_SUFFIXES, find_image_files
+from ..data.images import load_image
+from ..engine.setup import setup_run
+from ..errors import UserError, user_message
+from .draw import draw_detections
+from .predictor import Predictor
+from .yaml_route import load_any_config
+
+logger = logging.getLogger(__name__)
+
+
+def main(args: argparse.Namespace) -> list[str]:
+    """Runs a detector on images; returns what could not be read, as messages.
+
+    Writes ``instances.json`` and, unless told otherwise, a drawn image for every one.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    output = Path(args.output)
+    paths = find_image_files(args.input)
+    _refuse_output_among(paths, output)
+    cfg = load_any_config(args.config_file, args.opts)
+    cfg.train.output_dir = str(output)
+    setup_run(cfg)
+    predictor = Predictor(
+        cfg,
+        confidence_threshold=args.confidence_threshold,
+        max_detections=args.max_detections,
+        tile_size=args.tile_size,
+        tile_overlap=args.tile_overlap,
+        classes=args.classes,
+    )
+    names = [category["name"] for category in predictor.categories]
+    logger.info("%d images, %d classes: %s", len(paths), len(names), _shorten(names))
+    return predict_images(predictor, paths, output, not args.no_pictures)
+
+
+def _refuse_output_among(paths: list[Path], output: Path) -> None:
+    folder = output.resolve()
+    inside = [path for path in paths if folder in path.resolve().parents]
+    if inside:
+        raise UserError(
+            f"--output {output} is the folder of {inside[0]}: choose another one, where drawn "
+            "images are not taken for images to look at, nor written over them"
+        )
+
+
+def predict_images(
+    predictor: Predictor, paths: list[Path], output: Path, draw: bool = True
+) -> list[str]:
+    """Writes ``instances.json`` and, with ``draw``, images under their paths' last parts.
+
+    ``instances.json`` is a list in COCO's results format with the ``file_name`` of every instance
+    besides; ``image_id`` counts the images from 1. It is written also when something ends the
+    run half way.
+
+    Returns:
+        One message for every image that could not be read or written.
+    """
+    root = Path(os.path.commonpath([path.parent.absolute() for path in paths]))
+    names = [category["name"] for category in predictor.categories]
+    results, failures, shrunk = [], [], 0
+    try:
+        # where nobody watches, a line a minute
+        progress = tqdm(paths, unit="image", mininterval=0.5 if sys.stderr.isatty() else 60)
+        for image_id, path in enumerate(progress, start=1):
+            name = path.absolute().relative_to(root)
+            try:
+                image = load_image(path)
+                instances = predictor(image)
+                results += to_coco_results(instances, image_id, str(name), predictor.categories)
+                shrunk += max(image.size) > 1.5 * predictor.image_size
+                if draw:
+                    _save(draw_detections(image, instances, names), output / name)
+            except UserError as error:
+                failures.append(user_message(error))
+                logger.error(failures[-1])
+    finally:
+        (output / "instances.json").write_text(json.dumps(results) + "\n")
+    logger.info("%d instances in %d images: %s", len(results), len(paths) - len(failures), output)
+    if shrunk and not predictor.tile_size:
+        logger.warning(
+            "%d images are much larger than what the detector sees, %d pixels, and were shrunk; "
+            "if it was trained on tiles of such images, or objects are small, use --tile-size %d",
+            shrunk,
+            predictor.image_size,
+            predictor.image_size,
+        )
+    if failures:
+        logger.error(
+            "%d of %d images failed:\n  %s", len(failures), len(paths), "\n  ".join(failures)
+        )
+    return failures
+
+
+def to_coco_results(
+    instances: Instances, image_id: int, file_name: str, categories: list[dict]
+) -> list[dict]:
+    """Instances in COCO's results format, with the image's name besides."""
+    boxes = instances.pred_boxes.tensor
+    boxes = boxes.clone()
+    boxes[:, 2:] -= boxes[:, :2]
+    results = [
+        {
+            "image_id": image_id,
+            "file_name": file_name,
+            "category_id": categories[kind]["id"],
+            "bbox": [round(value, 2) for value in box],
+            "score": round(score, 4),
+        }
+        for kind, box, score in zip(
+            instances.pred_classes.tolist(), boxes.tolist(), instances.scores.tolist(), strict=True
+        )
+    ]
+    if instances.has("pred_masks"):
+        for result, rle in zip(results, instances.pred_masks.to_rle(), strict=True):
+            result["segmentation"] = rle
+    return results
+
+
+def _save(image, path: Path) -> None:
+    """Under the image's own name and in its format, so that no two can collide."""
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        path = path.with_name(path.name + ".png")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, quality=90)
+    except (OSError, ValueError) as error:  # a full disk, or too large for the format
+        raise UserError(f"{path} cannot be written: {error}") from None
+
+
+def _shorten(names: list[str], limit: int = 10) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

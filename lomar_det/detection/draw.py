@@ -1,0 +1,140 @@
+"""Objects drawn into their images: what a detector found, and what is annotated."""
+
+import colorsys
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+from detectron2.structures import Instances
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from PIL import Image, ImageDraw, ImageFont
+
+from ..figures import new_figure, save_figure
+
+CROWD = 50
+TRUTH, DETECTION = "#39d353", "#ff7b00"
+
+
+def detections_sheet(
+    annotations: str | Path,
+    images: str | Path,
+    results: str | Path,
+    output: str | Path,
+    min_score: float = 0.5,
+    max_images: int = 6,
+) -> Path:
+    """Draws detections over ground truth, for the images with the most objects.
+
+    Args:
+        annotations: COCO-format ground truth.
+        images: Folder of its images.
+        results: Detections in COCO's results format (``inference/coco_instances_results.json``).
+        output: The PNG to write.
+        min_score: Detections below are left out.
+        max_images: How many images.
+    """
+    truth = json.loads(Path(annotations).read_text())
+    boxes, detections = defaultdict(list), defaultdict(list)
+    for annotation in truth["annotations"]:
+        boxes[annotation["image_id"]].append(annotation["bbox"])
+    for result in json.loads(Path(results).read_text()):
+        if result["score"] >= min_score:
+            detections[result["image_id"]].append(result["bbox"])
+    chosen = sorted(truth["images"], key=lambda image: -len(boxes[image["id"]]))[:max_images]
+    columns = min(3, len(chosen))
+    rows = -(-len(chosen) // columns)
+    figure = new_figure((4 * columns, 4 * rows + 0.5))
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, image in zip(axes, chosen, strict=False):
+        with Image.open(Path(images, image["file_name"])) as pixels:
+            axis.imshow(pixels.convert("RGB"))
+        for color, group in ((TRUTH, boxes), (DETECTION, detections)):
+            for x, y, width, height in group[image["id"]]:
+                box = Rectangle((x, y), width, height, fill=False, edgecolor=color, linewidth=1.5)
+                axis.add_patch(box)
+        axis.set_title(
+            f"{len(boxes[image['id']])} objects, {len(detections[image['id']])} detections",
+            fontsize=9,
+        )
+    handles = [Line2D([], [], color=TRUTH), Line2D([], [], color=DETECTION)]
+    labels = ["ground truth", f"detections, score at least {min_score:g}"]
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    return save_figure(figure, output)
+
+
+def draw_detections(
+    image: Image.Image, instances: Instances, class_names: Sequence[str]
+) -> Image.Image:
+    """Draws boxes, masks and labels into a copy of an image, see `draw_objects`.
+
+    With several classes each has a colour of its own; with one, each instance has.
+
+    Args:
+        image: RGB.
+        instances: What a `Predictor` returns for it.
+        class_names: By class.
+    """
+    classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
+    return draw_objects(
+        image,
+        instances.pred_boxes.tensor.tolist(),
+        [f"{class_names[c]} {100 * s:.0f}%" for c, s in zip(classes, scores, strict=True)],
+        [distinct_color(c if len(class_names) > 1 else i) for i, c in enumerate(classes)],
+        instances.pred_masks.regions() if instances.has("pred_masks") else None,
+    )
+
+
+def draw_objects(
+    image: Image.Image,
+    boxes: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    colors: Sequence[tuple[int, int, int]],
+    masks: Iterable[tuple[int, int, np.ndarray]] | None = None,
+) -> Image.Image:
+    """Draws boxes, masks and labels into a copy of an image, labels of the first objects on top.
+
+    Lines and letters grow with the image, but stay small against the object; in a crowd of more
+    than `CROWD` objects, boxes narrower than their label go without.
+
+    Args:
+        image: RGB.
+        boxes: (x0, y0, x1, y1) in pixels.
+        labels: Of each box.
+        colors: RGB, of each box.
+        masks: Of each box the region (x, y, mask) that `InstanceMasks.regions` yields.
+    """
+    image = image.copy()
+    draw = ImageDraw.Draw(image)
+    side = math.sqrt(image.width * image.height)
+    regions = repeat(None) if masks is None else masks
+    texts = []
+    for box, label, color, region in zip(boxes, labels, colors, regions, strict=False):
+        extent = min(box[2] - box[0], box[3] - box[1])
+        if region is not None:
+            x, y, mask = region
+            image.paste(color, (x, y), Image.fromarray((mask * 110).astype("uint8")))
+        draw.rectangle(box, outline=color, width=max(1, round(min(side / 350, extent / 20))))
+        texts.append((box, label, round(max(10, min(side / 50, extent / 4))), color))
+    for box, text, size, color in reversed(texts):  # over all boxes
+        font = ImageFont.load_default(size)
+        width, height = draw.textlength(text, font) + 0.4 * size, 1.2 * size
+        if len(texts) > CROWD and width > box[2] - box[0]:
+            continue
+        # above the box, but within the image
+        x, y = max(min(box[0], image.width - width), 0), max(box[1] - height, 0)
+        draw.rectangle((x, y, x + width, y + height), fill=color)
+        draw.text((x + 0.2 * size, y), text, fill="black", font=font)
+    return image
+
+
+def distinct_color(index: int) -> tuple[int, int, int]:
+    """Bright colours, neighbours far apart on the colour wheel, never repeated."""
+    rgb = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.75, 1.0)
+    return tuple(round(255 * value) for value in rgb)

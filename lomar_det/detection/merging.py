@@ -1,0 +1,110 @@
+"""Which detections of overlapping tiles are the same object.
+
+Boxes are (x0, y0, x1, y1) in pixels of the image, the right and lower edges excluded.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, box_area
+
+BORDER = 0.01  # a box that comes as near to a tile's border as this share of its side is cut there
+
+
+def group_detections(
+    boxes: Tensor,
+    scores: Tensor,
+    classes: Tensor,
+    tile_ids: Tensor,
+    tiles: Tensor,
+    size: tuple[int, int],
+    threshold: float = 0.5,
+) -> list[list[int]]:
+    """Which detections of overlapping tiles make up the objects of an image.
+
+    1. A detection that an inner border of its tile cuts is dropped if it lies well inside another
+       tile: that one saw the same and more, and decides.
+    2. Of detections that no border cuts, duplicates go by non-maximum suppression per class.
+    3. What is left was cut in every tile, since it is larger than the overlap. It is the same
+       object as a detection of that class in another tile if both cover the same part, by
+       ``threshold``, of the area that both tiles see. Such parts are one object; are they parts
+       of a detection that no border cuts, they are dropped for it.
+
+    Args:
+        boxes: (N, 4) in pixels of the image.
+        scores, classes: (N,).
+        tile_ids: (N,) index into ``tiles`` of the tile that each was detected in.
+        tiles: (T, 4) all tiles.
+        size: (width, height) of the image.
+        threshold: Intersection over union from which two boxes are the same.
+
+    Returns:
+        The objects, best score first, each as the indices of the detections that it consists of.
+    """
+    tiles = tiles.to(boxes)
+    inside = _without_inner_borders(tiles, size)
+    own = inside[tile_ids]
+    is_cut = (boxes[:, :2] < own[:, :2]).any(1) | (boxes[:, 2:] > own[:, 2:]).any(1)
+    whole = torch.nonzero(~is_cut)[:, 0]
+    whole = whole[batched_nms(boxes[whole], scores[whole], classes[whole], threshold)]
+    cut = torch.tensor(
+        [i for i in torch.nonzero(is_cut)[:, 0].tolist() if not _contains(inside, boxes[i]).any()],
+        dtype=torch.long,
+    )
+    candidates = torch.cat([whole, cut])
+    neighbours: dict[int, list[int]] = {i: [] for i in candidates.tolist()}
+    for i in cut.tolist():
+        same = candidates[
+            (classes[candidates] == classes[i]) & (tile_ids[candidates] != tile_ids[i])
+        ]
+        common = _intersect(tiles[tile_ids[same]], tiles[tile_ids[i]])
+        a, b = _intersect(common, boxes[i]), _intersect(common, boxes[same])
+        for j in same[_paired_iou(a, b) >= threshold].tolist():
+            neighbours[i].append(j)
+            neighbours[j].append(i)
+    intact = set(whole.tolist())
+    groups = []
+    for group in _components(neighbours):
+        members = [[i] for i in group if i in intact]
+        groups += members or [group]
+    return sorted(groups, key=lambda group: -scores[group].max().item())
+
+
+def _without_inner_borders(tiles: Tensor, size: tuple[int, int]) -> Tensor:
+    """The tiles less a margin along each border that is not the image's; (T, 4)."""
+    margin = BORDER * (tiles[:, 2:] - tiles[:, :2])
+    start = torch.where(tiles[:, :2] > 0, tiles[:, :2] + margin, -math.inf)
+    stop = torch.where(tiles[:, 2:] < tiles.new_tensor(size), tiles[:, 2:] - margin, math.inf)
+    return torch.cat([start, stop], dim=1)
+
+
+def _contains(tiles: Tensor, box: Tensor) -> Tensor:
+    return (tiles[:, :2] <= box[:2]).all(1) & (box[2:] <= tiles[:, 2:]).all(1)
+
+
+def _intersect(a: Tensor, b: Tensor) -> Tensor:
+    start, stop = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    return torch.cat([start, torch.maximum(start, stop)], dim=-1)
+
+
+def _paired_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Row by row, where `box_iou` has every pair; 0 where one is empty."""
+    both = box_area(_intersect(a, b))
+    return both / (box_area(a) + box_area(b) - both).clamp(min=1e-9)
+
+
+def _components(neighbours: dict[int, list[int]]) -> Iterator[list[int]]:
+    """Groups of what is connected, directly or not."""
+    seen: set[int] = set()
+    for start in neighbours:
+        group, stack = [], [start]
+        while stack:
+            i = stack.pop()
+            if i not in seen:
+                seen.add(i)
+                group.append(i)
+                stack += neighbours[i]
+        if group:
+            yield group

@@ -1,0 +1,190 @@
+"""A trained detector as a function: an image in, its instances out."""
+
+import copy
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import instantiate
+from detectron2.data import transforms as T
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.structures import Boxes, Instances
+from omegaconf import DictConfig
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.images import load_image
+from ..data.tiles import Box, tile_boxes, tile_spans
+from ..engine.device import autocast, pick_device, resolve_precision
+from ..errors import UserError
+from .from_checkpoint import find_categories, follow_checkpoint, load_detector
+from .instance_masks import InstanceMasks
+from .merging import group_detections
+from .yaml_route import load_any_config
+
+logger = logging.getLogger(__name__)
+
+
+class Predictor:
+    """A detector that takes images of any size and format.
+
+    Images are opened as in training and resized as in evaluation; results are in the image's
+    own pixels::
+
+        predictor = Predictor("configs/custom/mask_rcnn_lomar_vit_b.py", "model_final.pth")
+        instances = predictor("image.jpg")
+        names = [predictor.categories[i]["name"] for i in instances.pred_classes]
+
+    Args:
+        config: A LazyConfig, as a file or loaded; the number of classes and whether there are
+            masks follow from the checkpoint.
+        checkpoint: The whole detector; by default the config's ``train.init_checkpoint``.
+        confidence_threshold: Detections must score above it.
+        max_detections: Most detections of an image, the best ones; by default the config's
+            number, of a tile where there are tiles.
+        tile_size: Look at larger images in tiles of this many pixels; 0 looks at them whole.
+        tile_overlap: Pixels that neighbouring tiles share; by default a quarter of their size.
+        classes: See `find_categories`.
+
+    Attributes:
+        model: The detectron2 model.
+        categories: For every class, COCO's ``id`` and ``name``.
+        image_size: The longest side that the model sees, in pixels.
+
+    Raises:
+        UserError: a setting is wrong, or the checkpoint is not a detector that fits the config.
+    """
+
+    def __init__(
+        self,
+        config: DictConfig | str | Path,
+        checkpoint: str | Path | None = None,
+        confidence_threshold: float = 0.5,
+        max_detections: int | None = None,
+        tile_size: int = 0,
+        tile_overlap: int | None = None,
+        classes: str | Path | None = None,
+    ):
+        if not 0 <= confidence_threshold < 1:
+            raise UserError(f"confidence threshold {confidence_threshold} is not between 0 and 1")
+        if max_detections is not None and max_detections < 1:
+            raise UserError(f"the most detections of an image, {max_detections}, must be above 0")
+        is_config = isinstance(config, DictConfig)
+        cfg = copy.deepcopy(config) if is_config else load_any_config(config, [])
+        if checkpoint is not None:
+            cfg.train.init_checkpoint = str(checkpoint)
+        self.max_detections = max_detections
+        self.tile_size = tile_size
+        self.tile_overlap = tile_size // 4 if tile_overlap is None else tile_overlap
+        tile_spans(self.tile_size + 1, self.tile_size, self.tile_overlap)  # refuses wrong sizes
+        self.device = pick_device(cfg.train.device)
+        self.dtype = resolve_precision(cfg.train.precision, self.device)
+        meta = follow_checkpoint(cfg)
+        self.model = load_detector(cfg, self.device)
+        self.categories = find_categories(
+            cfg, cfg.model.roi_heads.num_classes, meta.get("classes"), classes
+        )
+        self.image_size = cfg.data.image_size
+        augmentations = instantiate(cfg.dataloader.test.mapper.augmentations)
+        self._augment = T.AugmentationList(list(augmentations))
+        limit = max_detections or cfg.data.get("max_detections")
+        for module in self.model.modules():
+            if isinstance(module, FastRCNNOutputLayers):
+                module.test_score_thresh = confidence_threshold
+                if isinstance(limit, int):  # a config may say "auto"
+                    module.test_topk_per_image = limit
+        if isinstance(limit, int):
+            topk = self.model.proposal_generator.post_nms_topk  # by whether it is training
+            topk[False] = max(topk[False], limit)
+
+    def __call__(self, image: str | Path | Image.Image | np.ndarray) -> Instances:
+        """Detects the instances of an image.
+
+        Args:
+            image: A file, a PIL image, or RGB pixels (height, width, 3) from 0 to 255.
+
+        Returns:
+            ``pred_boxes``, ``scores``, ``pred_classes`` and, if the detector has masks,
+            ``pred_masks`` (`InstanceMasks`), best score first, on the CPU.
+
+        Raises:
+            UserError: the file is not an image.
+        """
+        image = _open(image)
+        tiles = list(tile_boxes(image.size, self.tile_size, self.tile_overlap))
+        if len(tiles) == 1:
+            instances = self._detect(image, tiles[0])
+        else:
+            shown = tqdm(tiles, "tiles", leave=False, disable=len(tiles) < 10)
+            parts = [self._detect(image, tile) for tile in shown]
+            instances = _merge(parts, tiles, image.size)
+        return instances[: self.max_detections]
+
+    @torch.inference_mode()
+    def _detect(self, image: Image.Image, tile: Box) -> Instances:
+        """The instances of one tile, in pixels of the image."""
+        pixels = np.asarray(image if tile == (0, 0, *image.size) else image.crop(tile))
+        height, width = pixels.shape[:2]
+        augmented = T.AugInput(pixels)
+        try:
+            self._augment(augmented)
+        except ValueError as error:  # Pillow's, of an image so narrow that nothing is left of it
+            raise UserError(
+                f"an image of {width} x {height} pixels cannot be resized to {self.image_size} "
+                f"({error}); cut it into shorter pieces, or use tiles"
+            ) from None
+        tensor = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        with autocast(self.device, self.dtype):
+            raw = self.model.inference([{"image": tensor}], do_postprocess=False)[0].to("cpu")
+        boxes = Boxes(raw.pred_boxes.tensor.float())
+        boxes.scale(width / raw.image_size[1], height / raw.image_size[0])
+        boxes.clip((height, width))
+        kept = boxes.nonempty()
+        raw, boxes = raw[kept], boxes[kept].tensor
+        size = image.size[::-1]
+        instances = Instances(size)
+        instances.pred_boxes = Boxes(boxes + boxes.new_tensor([*tile[:2], *tile[:2]]))
+        instances.scores = raw.scores.float()
+        instances.pred_classes = raw.pred_classes
+        if self.model.roi_heads.mask_on:
+            masks = raw.pred_masks[:, 0].float()
+            instances.pred_masks = InstanceMasks.paste(masks, boxes, size, tile[:2])
+        return instances
+
+
+def _open(image: str | Path | Image.Image | np.ndarray) -> Image.Image:
+    if isinstance(image, str | Path):
+        return load_image(image)
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise UserError(
+            f"pixels must be RGB (height, width, 3) of uint8, not {image.shape} of {image.dtype}"
+        )
+    return Image.fromarray(image)
+
+
+def _merge(parts: list[Instances], tiles: list[Box], size: tuple[int, int]) -> Instances:
+    """The instances of all tiles in one, every object once; see `group_detections`."""
+    tile_ids = torch.cat([torch.full((len(part),), i) for i, part in enumerate(parts)])
+    every = Instances.cat(parts)
+    boxes = every.pred_boxes.tensor
+    groups = group_detections(
+        boxes, every.scores, every.pred_classes, tile_ids, torch.tensor(tiles), size
+    )
+    best = torch.tensor([max(g, key=lambda i: every.scores[i]) for g in groups], dtype=torch.long)
+    merged = every[best]
+    for i, group in enumerate(groups):
+        if len(group) > 1:
+            merged.pred_boxes.tensor[i] = _hull(boxes[group])
+    if merged.has("pred_masks"):
+        masks = [every.pred_masks[g].union() if len(g) > 1 else every.pred_masks[g] for g in groups]
+        merged.pred_masks = InstanceMasks.cat([every.pred_masks[:0], *masks])
+    return merged
+
+
+def _hull(boxes: Tensor) -> Tensor:
+    """The smallest box around all of (N, 4)."""
+    return torch.cat([boxes[:, :2].amin(0), boxes[:, 2:].amax(0)])

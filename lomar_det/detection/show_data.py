@@ -1,0 +1,96 @@
+"""Images of what a detector is trained on."""
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from detectron2.structures import BitMasks, Instances, PolygonMasks
+from detectron2.structures.masks import polygons_to_bitmask
+from omegaconf import DictConfig
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+
+from ..config.lazy import instantiate_section
+from ..data.classes import dataset_classes
+from ..data.configure import configure_data
+from ..errors import UserError
+from .draw import distinct_color, draw_objects
+
+
+def visualize_detection_data(
+    cfg: DictConfig, output: str | Path, num: int = 8, annotations_only: bool = False
+) -> list[Path]:
+    """Draws the first training samples, with boxes, masks and class names.
+
+    Args:
+        cfg: A LazyConfig of `configs/custom` or `configs/coco`, overrides applied.
+        output: Folder for the images.
+        num: How many.
+        annotations_only: Whole images with their annotations, in the order of the file; else what
+            the training loader yields under ``train.seed``, in its order, after augmentation.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: see `configure_data`.
+    """
+    configure_data(cfg)
+    loader = cfg.dataloader.train
+    names = dataset_classes(loader.dataset)
+    if annotations_only:
+        loader.mapper.augmentations, loader.mapper.recompute_boxes = [], False
+        mapper = instantiate_section(cfg, "dataloader.train.mapper")
+        samples = map(mapper, instantiate_section(cfg, "dataloader.train.dataset"))
+    else:
+        loader.total_batch_size, loader.num_workers, loader.seed = 1, 0, cfg.train.seed
+        samples = (batch[0] for batch in instantiate_section(cfg, "dataloader.train"))
+    output = make_folder(output)
+    paths = []
+    for number, sample in enumerate(islice(samples, num)):
+        paths.append(output / f"{number:03d}_{Path(sample['file_name']).stem}.png")
+        draw_sample(sample["image"], sample["instances"], names).save(paths[-1])
+    return paths
+
+
+def make_folder(path: str | Path) -> Path:
+    """The folder, made if it is not there.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written: {error}") from None
+    return Path(path)
+
+
+def draw_sample(image: Tensor, instances: Instances, names: list[str]) -> Image.Image:
+    """An image with the ground truth of a sample drawn over it.
+
+    Args:
+        image: (3, H, W), uint8.
+        instances: With ``gt_boxes``, ``gt_classes`` and, maybe, ``gt_masks``.
+        names: Of the classes; without them, numbers are shown.
+    """
+    classes = instances.gt_classes.tolist()
+    masks = None
+    if instances.has("gt_masks"):
+        masks = [(0, 0, mask) for mask in _bitmaps(instances.gt_masks, image.shape[1:])]
+    return draw_objects(
+        to_pil_image(image),
+        instances.gt_boxes.tensor.tolist(),
+        [names[c] if names else str(c) for c in classes],
+        [distinct_color(c) for c in classes],
+        masks,
+    )
+
+
+def _bitmaps(masks: BitMasks | PolygonMasks, size: tuple[int, int]) -> np.ndarray:
+    """(N, H, W), bool."""
+    if isinstance(masks, BitMasks):
+        return masks.tensor.bool().numpy()
+    bitmaps = [polygons_to_bitmask(polygons, *size) for polygons in masks.polygons]
+    return np.array(bitmaps, dtype=bool).reshape(-1, *size)

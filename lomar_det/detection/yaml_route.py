@@ -1,0 +1,289 @@
+"""The yacs route: a yaml config becomes the same LazyConfig that every run is made of.
+
+So both kinds of file go through one engine. `SETTINGS` says what is called how.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from functools import reduce
+from pathlib import Path
+
+import torch
+import yaml
+from detectron2.config import CfgNode, LazyConfig, get_cfg
+from detectron2.config import LazyCall as L
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from ..config.lazy import CONFIGS, load_config
+from ..data.configure import switch_masks_off
+from ..engine.setup import save_config
+from ..errors import UserError
+from ..modeling import add_lomar_config
+
+# Setting of a LazyConfig -> setting in yacs. What the data decide about the model goes back.
+SETTINGS = {
+    "model.backbone.net.depth": "MODEL.LOMAR.DEPTH",
+    "model.backbone.square_pad": "MODEL.LOMAR.SQUARE_PAD",
+    "model.roi_heads.num_classes": "MODEL.ROI_HEADS.NUM_CLASSES",
+    "model.roi_heads.mask_head": "MODEL.MASK_ON",
+    "model.roi_heads.box_predictor.test_topk_per_image": "TEST.DETECTIONS_PER_IMAGE",
+    "model.proposal_generator.post_nms_topk.0": "MODEL.RPN.POST_NMS_TOPK_TRAIN",
+    "model.proposal_generator.post_nms_topk.1": "MODEL.RPN.POST_NMS_TOPK_TEST",
+    "data.image_size": "INPUT.IMAGE_SIZE",
+    "data.min_scale": "INPUT.MIN_SCALE",
+    "data.max_scale": "INPUT.MAX_SCALE",
+    "data.train.annotations": "DATASETS.TRAIN_JSON_FILE",
+    "data.train.images": "DATASETS.TRAIN_IMAGE_ROOT",
+    "data.val.annotations": "DATASETS.TEST_JSON_FILE",
+    "data.val.images": "DATASETS.TEST_IMAGE_ROOT",
+    "dataloader.train.dataset.names": "DATASETS.TRAIN",
+    "data.evaluator": "TEST.EVALUATOR",
+    "data.filter_empty": "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
+    "dataloader.train.mapper.instance_mask_format": "INPUT.MASK_FORMAT",
+    "dataloader.train.mapper.image_format": "INPUT.FORMAT",
+    "dataloader.train.total_batch_size": "SOLVER.IMS_PER_BATCH",
+    "dataloader.train.num_workers": "DATALOADER.NUM_WORKERS",
+    "dataloader.test.num_workers": "DATALOADER.NUM_WORKERS",
+    "optimizer.lr": "SOLVER.BASE_LR",
+    "optimizer.weight_decay": "SOLVER.WEIGHT_DECAY",
+    "optimizer.params.lr_decay_rate": "SOLVER.LR_DECAY_RATE",
+    "optimizer.params.weight_decay_norm": "SOLVER.WEIGHT_DECAY_NORM",
+    "lr_multiplier.warmup_iters": "SOLVER.WARMUP_ITERS",
+    "lr_multiplier.warmup_factor": "SOLVER.WARMUP_FACTOR",
+    "lr_multiplier.gamma": "SOLVER.GAMMA",
+    "train.output_dir": "OUTPUT_DIR",
+    "train.init_checkpoint": "MODEL.WEIGHTS",
+    "train.max_iter": "SOLVER.MAX_ITER",
+    "train.device": "MODEL.DEVICE",
+    "train.precision": "SOLVER.AMP.PRECISION",
+    "train.accumulation_steps": "SOLVER.ACCUMULATION_STEPS",
+    "train.max_batch_per_gpu": "SOLVER.MAX_IMS_PER_GPU",
+    "train.compile": "SOLVER.COMPILE",
+    "train.ema_decay": "SOLVER.EMA_DECAY",
+    "train.max_skipped_steps": "SOLVER.MAX_SKIPPED_STEPS",
+    "train.log_period": "LOG_PERIOD",
+    "train.seed": "SEED",
+    "train.overwrite": "OVERWRITE",
+    "train.checkpointer.period": "SOLVER.CHECKPOINT_PERIOD",
+    "train.checkpointer.max_to_keep": "SOLVER.CHECKPOINT_MAX_TO_KEEP",
+    "train.checkpointer.milestone_period": "SOLVER.MILESTONE_PERIOD",
+    "train.checkpointer.best_metric": "TEST.BEST_METRIC",
+    "train.eval_period": "TEST.EVAL_PERIOD",
+}
+
+_WORDS = SETTINGS | {
+    "train.wandb=null": "an empty WANDB.PROJECT",
+    "train.wandb": "WANDB.PROJECT",
+    "data.*.annotations": "DATASETS.*_JSON_FILE",
+    "data.*.images": "DATASETS.*_IMAGE_ROOT",
+    "model.backbone.net.": "MODEL.LOMAR.",
+}
+
+# Settings of detectron2 that this engine has no use for: to change one would change nothing.
+WITHOUT_EFFECT = {
+    "training uses AdamW": (
+        "SOLVER.MOMENTUM",
+        "SOLVER.NESTEROV",
+        "SOLVER.BIAS_LR_FACTOR",
+        "SOLVER.WEIGHT_DECAY_BIAS",
+    ),
+    "the schedule is WarmupMultiStepLR": (
+        "SOLVER.LR_SCHEDULER_NAME",
+        "SOLVER.WARMUP_METHOD",
+        "SOLVER.RESCALE_INTERVAL",
+    ),
+    "images are sized by INPUT.IMAGE_SIZE, MIN_SCALE and MAX_SCALE, and flipped": (
+        "INPUT.MIN_SIZE_TRAIN",
+        "INPUT.MAX_SIZE_TRAIN",
+        "INPUT.MIN_SIZE_TEST",
+        "INPUT.MAX_SIZE_TEST",
+        "INPUT.CROP.ENABLED",
+        "INPUT.RANDOM_FLIP",
+    ),
+    "the sample stream is lomar_det.data.build_train_loader's": (
+        "DATALOADER.SAMPLER_TRAIN",
+        "DATALOADER.ASPECT_RATIO_GROUPING",
+        "MODEL.LOAD_PROPOSALS",
+    ),
+    "this engine does not do it": (
+        "SOLVER.REFERENCE_WORLD_SIZE",
+        "TEST.AUG.ENABLED",
+        "TEST.PRECISE_BN.ENABLED",
+        "TEST.EXPECTED_RESULTS",
+        "VIS_PERIOD",
+        "CUDNN_BENCHMARK",
+    ),
+}
+
+
+def is_yacs(path: str | Path) -> bool:
+    """Whether a config file is a yacs one, by its suffix."""
+    return Path(path).suffix in (".yaml", ".yml")
+
+
+def load_any_config(path: str | Path, overrides: list[str]) -> DictConfig:
+    """A LazyConfig from either kind of file: .py with ``key=value``, yaml with ``KEY VALUE``.
+
+    Raises:
+        UserError: see `load_config`; in a yaml, a setting that does not exist or has no effect.
+    """
+    if not is_yacs(path):
+        return load_config(path, overrides)
+    node = _default_node()
+    defaults = node.clone()
+    _merge_file(node, path)
+    _merge_overrides(node, path, overrides)
+    _check_effects(node, defaults)
+    return _to_lazy(node)
+
+
+def build_from_yacs(settings: str, **sections) -> nn.Module:
+    """`detectron2.modeling.build_model` for the ``model`` section of a run configured in yacs.
+
+    Args:
+        settings: The CfgNode as yaml.
+        **sections: What `SETTINGS` lists under ``model``.
+    """
+    node = current_node(settings, sections)
+    node.MODEL.DEVICE = str(torch.get_default_device())  # the engine moves the model
+    return build_model(node)
+
+
+def current_node(settings: str, sections: dict) -> CfgNode:
+    """The CfgNode of a run, with what the data have decided since."""
+    node = _default_node()
+    node.merge_from_other_cfg(CfgNode.load_cfg(settings))
+    model = OmegaConf.create({"model": sections}, flags={"allow_objects": True})
+    for name, key in SETTINGS.items():
+        if name.startswith("model."):
+            value = OmegaConf.select(model, name)
+            _set(node, key, value is not None if key == "MODEL.MASK_ON" else value)
+    return node
+
+
+def save_run_config(cfg: DictConfig, name: str = "config.yaml") -> None:
+    """As `save_config`, but a run configured in yacs is saved as yacs, for ``--config-file``."""
+    if cfg.model._target_ is not build_from_yacs:
+        save_config(cfg, name)
+    elif comm.is_main_process():
+        sections = {key: cfg.model[key] for key in cfg.model if key not in ("_target_", "settings")}
+        text = current_node(cfg.model.settings, sections).dump()
+        Path(cfg.train.output_dir, name).write_text(text)
+
+
+@contextlib.contextmanager
+def worded_for(path: str | Path) -> Iterator[None]:
+    """Words errors in the terms of the config file: settings are named as in yacs for a yaml."""
+    try:
+        yield
+    except UserError as error:
+        if not is_yacs(path):
+            raise
+        message = str(error)
+        for name in sorted(_WORDS, key=len, reverse=True):
+            message = message.replace(name, _WORDS[name])
+        raise UserError(message) from error
+
+
+def _default_node() -> CfgNode:
+    node = get_cfg()
+    add_lomar_config(node)
+    node.MODEL.DEVICE = "auto"
+    return node
+
+
+def _merge_file(node: CfgNode, path: str | Path) -> None:
+    if not Path(path).is_file():
+        raise UserError(f"the config file {path} does not exist; see the folder configs/")
+    try:
+        node.merge_from_file(str(path), allow_unsafe=False)
+    except (KeyError, ValueError, TypeError, AssertionError, OSError, yaml.YAMLError) as error:
+        reason = error.args[0] if isinstance(error, KeyError) else error
+        raise UserError(f"{path} is not a yacs config for this tool: {reason}") from None
+
+
+def _merge_overrides(node: CfgNode, path: str | Path, overrides: list[str]) -> None:
+    if len(overrides) % 2:
+        raise UserError(
+            f"the overrides of a yaml config are pairs, KEY VALUE; {overrides[-1]!r} stands alone"
+        )
+    for key, value in zip(overrides[::2], overrides[1::2], strict=True):
+        *parents, leaf = key.split(".")
+        section = node
+        for parent in parents:
+            section = section.get(parent) if isinstance(section, CfgNode) else None
+        if not isinstance(section, CfgNode) or leaf not in section:
+            known = ", ".join(sorted(section)) if isinstance(section, CfgNode) else "nothing"
+            where = ".".join(parents) or "it"
+            raise UserError(f"{path} has no setting {key!r}; {where} has {known}")
+        try:
+            node.merge_from_list([key, value])
+        except (ValueError, AssertionError) as error:
+            raise UserError(f"the override {key} {value} cannot be applied: {error}") from None
+
+
+def _check_effects(node: CfgNode, defaults: CfgNode) -> None:
+    for why, keys in WITHOUT_EFFECT.items():
+        for key in keys:
+            if _get(node, key) != _get(defaults, key):
+                raise UserError(f"{key} has no effect here: {why}. Leave it {_get(defaults, key)}")
+    if node.WANDB.NAME and not node.WANDB.PROJECT.strip():
+        raise UserError("WANDB.NAME has no effect here: WANDB.PROJECT is empty. Name a project")
+    clip = node.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED and (clip.CLIP_TYPE, clip.NORM_TYPE) != ("full_model", 2.0):
+        raise UserError(
+            "gradients are clipped by their norm over the full model: set "
+            "SOLVER.CLIP_GRADIENTS.CLIP_TYPE full_model and NORM_TYPE 2.0"
+        )
+    if not node.DATASETS.TEST:
+        return
+    if len(node.DATASETS.TEST) > 1:
+        raise UserError(f"DATASETS.TEST={node.DATASETS.TEST}: evaluate one data set at a time")
+    for key in ("TRAIN_JSON_FILE", "TRAIN_IMAGE_ROOT", "TEST_JSON_FILE", "TEST_IMAGE_ROOT"):
+        if node.DATASETS[key]:
+            raise UserError(f"DATASETS.{key} is data of one's own: leave TRAIN and TEST empty, ()")
+
+
+def _to_lazy(node: CfgNode) -> DictConfig:
+    """The common LazyConfigs of a detection run, filled from a CfgNode."""
+    data, run = (
+        LazyConfig.load(str(CONFIGS / "common" / name))
+        for name in ("detection_data.py", "detection_train.py")
+    )
+    cfg = OmegaConf.create({**data, **run}, flags={"allow_objects": True})
+    cfg.model = L(build_from_yacs)(settings=node.dump())
+    cfg.model.proposal_generator = {"post_nms_topk": [0, 0]}
+    for name, key in SETTINGS.items():
+        OmegaConf.update(cfg, name, _get(node, key), force_add=True)
+    if node.DATASETS.TEST:
+        del cfg.data.train, cfg.data.val
+        cfg.dataloader.test.dataset.names = node.DATASETS.TEST[0]
+    if node.TEST.DETECTIONS_PER_IMAGE != 100:  # else as many as the data need
+        cfg.data.max_detections = node.TEST.DETECTIONS_PER_IMAGE
+        cfg.dataloader.evaluator.max_dets_per_image = node.TEST.DETECTIONS_PER_IMAGE
+    if not node.MODEL.MASK_ON:
+        switch_masks_off(cfg)
+    if node.SOLVER.ACCUMULATION_STEPS is None:
+        cfg.train.accumulation_steps = "auto"
+    if not node.SOLVER.AMP.ENABLED:
+        cfg.train.precision = "fp32"
+    if node.SOLVER.CLIP_GRADIENTS.ENABLED:
+        cfg.train.clip_grad_norm = node.SOLVER.CLIP_GRADIENTS.CLIP_VALUE
+    if node.WANDB.PROJECT.strip():
+        cfg.train.wandb = {key.lower(): value for key, value in node.WANDB.items() if value}
+    steps = [step for step in node.SOLVER.STEPS if step < node.SOLVER.MAX_ITER]
+    cfg.lr_multiplier.milestones = [step / node.SOLVER.MAX_ITER for step in steps]
+    cfg.train.lr_batch_size = None
+    return cfg
+
+
+def _get(node: CfgNode, key: str):
+    return reduce(getattr, key.split("."), node)
+
+
+def _set(node: CfgNode, key: str, value) -> None:
+    section, _, leaf = key.rpartition(".")
+    _get(node, section)[leaf] = value

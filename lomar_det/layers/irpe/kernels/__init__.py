@@ -1,0 +1,1 @@
+"""The Triton kernels of `lomar_det.layers.irpe.fused`."""

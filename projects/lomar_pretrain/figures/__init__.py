@@ -1,0 +1,1 @@
+"""What a model reconstructs, and what a run measured, drawn."""

@@ -1,0 +1,163 @@
+"""LoMaR: local masked reconstruction (arXiv 2206.00790, section 3).
+
+Shapes: B images, M windows, k window side, K = k * k patches of a window, C embed_dim,
+p patch size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lomar_det.config.rules import FLAG, check_settings
+from lomar_det.layers import TokenGrid, grid_size
+
+from .encoder import VisionTransformerEncoder
+from .window_sampling import WindowSample, check_windows, noise_per_window, windows_from_noise
+
+
+@dataclass
+class LoMaROutput:
+    """What `LoMaR.forward` returns.
+
+    Attributes:
+        loss: Scalar, mean squared error over masked patches.
+        pred: (M, K, p * p * 3) predicted pixels, in the (normalised) space of the target.
+        windows: The windows that were used.
+    """
+
+    loss: Tensor
+    pred: Tensor
+    windows: WindowSample
+
+
+class LoMaR(VisionTransformerEncoder):
+    """Reconstructs the masked patches of small windows with a plain encoder and a linear head.
+
+    State-dict names and shapes are those of the released LoMaR checkpoint.
+
+    Args:
+        img_size, patch_size, embed_dim, depth, num_heads, mlp_ratio, rel_pos, abs_pos: See
+            `VisionTransformerEncoder`.
+        window_size: Side of a window in patches.
+        num_windows: Windows per image.
+        mask_ratio: Share of masked patches in a window.
+        norm_pix_loss: Reconstruct pixels normalised per patch.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        window_size: int = 7,
+        num_windows: int = 4,
+        mask_ratio: float = 0.8,
+        norm_pix_loss: bool = True,
+        rel_pos: bool = True,
+        abs_pos: bool = False,
+        attention_backend: str = "auto",
+    ):
+        super().__init__(
+            img_size,
+            patch_size,
+            embed_dim,
+            depth,
+            num_heads,
+            mlp_ratio,
+            rel_pos=rel_pos,
+            abs_pos=abs_pos,
+            attention_backend=attention_backend,
+        )
+        check_windows(self.grid, window_size, num_windows, mask_ratio)
+        check_settings({"norm_pix_loss": norm_pix_loss}, {"norm_pix_loss": FLAG})
+        self.window_size = window_size
+        self.num_windows = num_windows
+        self.mask_ratio = mask_ratio
+        self.norm_pix_loss = norm_pix_loss
+        self.architecture |= {
+            "method": "lomar",
+            "window_size": window_size,
+            "num_windows": num_windows,
+            "mask_ratio": mask_ratio,
+            "norm_pix_loss": norm_pix_loss,
+        }
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.encoder_pred = nn.Linear(embed_dim, patch_size**2 * 3)
+        self.init_weights()
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Of the random numbers that decide an image's windows and masks."""
+        return (self.num_windows, noise_per_window(self.window_size))
+
+    def forward(
+        self, images: Tensor, windows: WindowSample | None = None, noise: Tensor | None = None
+    ) -> LoMaROutput:
+        """Reconstructs windows of a batch.
+
+        Args:
+            images: (B, 3, height, width), normalised, multiples of the patch size.
+            windows: Which windows; made from ``noise`` if None.
+            noise: (B, *noise_shape), uniform in [0, 1); drawn here if None.
+        """
+        grid = grid_size(images.shape[2:], self.patch_size)
+        if windows is None:
+            if noise is None:
+                noise = torch.rand(images.shape[0], *self.noise_shape, device=images.device)
+            windows = windows_from_noise(noise, grid, self.window_size, self.mask_ratio)
+        patches = self.window_patches(images, windows)  # (M, K, p * p * 3)
+        x = self.embed_window(patches, windows, grid, masked=True)
+        x = self.forward_blocks(x, TokenGrid(self.window_size, self.window_size, cls_token=True))
+        pred = self.encoder_pred(self.norm(x)[:, 1:])
+        return LoMaROutput(self.reconstruction_loss(pred, patches, windows.mask), pred, windows)
+
+    def encode_windows(
+        self, images: Tensor, windows: WindowSample, masked: bool = False, cls_token: bool = True
+    ) -> Tensor:
+        """Features of windows before the final norm: (M, [1 +] K, C)."""
+        grid = grid_size(images.shape[2:], self.patch_size)
+        patches = self.window_patches(images, windows)
+        x = self.embed_window(patches, windows, grid, masked, cls_token)
+        return self.forward_blocks(x, TokenGrid(self.window_size, self.window_size, cls_token))
+
+    def window_patches(self, images: Tensor, windows: WindowSample) -> Tensor:
+        """Pixels of the windows' patches: (M, K, p * p * 3). Nothing else is ever copied."""
+        p = self.patch_size
+        H, W = grid_size(images.shape[2:], p)
+        cells = images.unflatten(3, (W, p)).unflatten(2, (H, p))  # (B, 3, H, p, W, p), a view
+        rows, columns = windows.patch_ids // W, windows.patch_ids % W
+        patches = cells[windows.image_ids[:, None], :, rows, :, columns]  # (M, K, 3, p, p)
+        return patches.permute(0, 1, 3, 4, 2).flatten(2)
+
+    def embed_window(
+        self,
+        patches: Tensor,
+        windows: WindowSample,
+        grid: tuple[int, int],
+        masked: bool,
+        cls_token: bool = True,
+    ) -> Tensor:
+        """Tokens of the windows, masked ones replaced by the mask token: (M, [1 +] K, C)."""
+        x = self.patch_embed.embed_patches(patches)
+        if masked:
+            x = torch.where(windows.mask[..., None], self.mask_token.to(x.dtype), x)
+        if self.abs_pos:
+            x = x + self.patch_positions(grid)[0][windows.patch_ids]
+        return self.with_cls_token(x) if cls_token else x
+
+    def reconstruction_loss(self, pred: Tensor, patches: Tensor, mask: Tensor) -> Tensor:
+        """Mean squared error over the masked patches, in fp32 (LoMaR section 3, MAE section 3)."""
+        target = normalize_patches(patches.float()) if self.norm_pix_loss else patches.float()
+        error = (pred.float() - target).square().mean(dim=-1)  # (M, K)
+        return (error * mask).sum() / mask.sum()
+
+
+def normalize_patches(patches: Tensor) -> Tensor:
+    """Every patch to zero mean and unit (unbiased) variance: (..., p * p * 3)."""
+    mean, var = patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
+    return (patches - mean) / (var + 1e-6).sqrt()

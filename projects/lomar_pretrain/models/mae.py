@@ -1,0 +1,179 @@
+"""MAE: masked autoencoders (He et al., CVPR 2022), with absolute positions or iRPE.
+
+Shapes: B images, L = H * W patches, n visible patches, C embed_dim, p patch size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lomar_det.config.rules import FLAG, check_settings, number, whole
+from lomar_det.layers import (
+    Block,
+    TokenGrid,
+    grid_size,
+    patchify,
+    sincos_pos_embed,
+    subset_buckets,
+)
+
+from .encoder import VisionTransformerEncoder
+from .lomar import normalize_patches
+
+_RULES = {
+    "decoder_embed_dim": whole(1),
+    "decoder_depth": whole(1),
+    "decoder_num_heads": whole(1),
+    "mask_ratio": number("(0, 1)"),
+    "norm_pix_loss": FLAG,
+}
+
+
+@dataclass
+class MAEOutput:
+    """Scalar loss, pred (B, L, p * p * 3) and mask (B, L), True = masked."""
+
+    loss: Tensor
+    pred: Tensor
+    mask: Tensor
+
+
+class MAE(VisionTransformerEncoder):
+    """Encodes the visible patches of the whole image and reconstructs the rest with a decoder.
+
+    With ``rel_pos`` the encoder sees an arbitrary subset of the grid, so its iRPE buckets come from
+    the coordinates of the visible patches. The decoder has iRPE as well, on the whole grid: without
+    absolute positions nothing else tells its mask tokens apart. State-dict names are those of the
+    released MAE files.
+
+    Args:
+        img_size, patch_size, embed_dim, depth, num_heads, mlp_ratio, rel_pos, abs_pos: See
+            `VisionTransformerEncoder`.
+        decoder_embed_dim, decoder_depth, decoder_num_heads: The decoder.
+        mask_ratio: Share of masked patches of the image.
+        norm_pix_loss: Reconstruct pixels normalised per patch.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        decoder_embed_dim: int = 512,
+        decoder_depth: int = 8,
+        decoder_num_heads: int = 16,
+        mask_ratio: float = 0.75,
+        norm_pix_loss: bool = True,
+        rel_pos: bool = False,
+        abs_pos: bool = True,
+        attention_backend: str = "auto",
+    ):
+        super().__init__(
+            img_size,
+            patch_size,
+            embed_dim,
+            depth,
+            num_heads,
+            mlp_ratio,
+            rel_pos=rel_pos,
+            abs_pos=abs_pos,
+            attention_backend=attention_backend,
+        )
+        check_settings(locals(), _RULES)
+        if decoder_embed_dim % decoder_num_heads:
+            raise ValueError(
+                f"decoder_embed_dim {decoder_embed_dim} is not a multiple of decoder_num_heads "
+                f"{decoder_num_heads}"
+            )
+        num_patches = self.grid[0] * self.grid[1]
+        num_visible = int(num_patches * (1 - mask_ratio))
+        if not 0 < num_visible < num_patches:
+            raise ValueError(
+                f"mask_ratio {mask_ratio} leaves {num_visible} of {num_patches} patches visible: "
+                "some must be visible, and some masked"
+            )
+        self.mask_ratio = mask_ratio
+        self.norm_pix_loss = norm_pix_loss
+        self.architecture |= {
+            "method": "mae",
+            "mask_ratio": mask_ratio,
+            "norm_pix_loss": norm_pix_loss,
+            "decoder_embed_dim": decoder_embed_dim,
+            "decoder_depth": decoder_depth,
+            "decoder_num_heads": decoder_num_heads,
+        }
+        self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
+        if abs_pos:
+            positions = sincos_pos_embed(decoder_embed_dim, self.grid)
+            self.decoder_pos_embed = nn.Parameter(positions, requires_grad=False)
+        self.decoder_blocks = nn.ModuleList(
+            Block(
+                decoder_embed_dim,
+                decoder_num_heads,
+                mlp_ratio,
+                rel_pos="irpe" if rel_pos else "none",
+                backend=attention_backend,
+            )
+            for _ in range(decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps=1e-6)
+        self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size**2 * 3)
+        self.init_weights()
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Of the random numbers that decide an image's mask."""
+        return (self.grid[0] * self.grid[1],)
+
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> MAEOutput:
+        """Reconstructs a batch.
+
+        Args:
+            images: (B, 3, height, width) of the model's ``img_size``, normalised.
+            noise: (B, L); the patches of lowest noise stay visible. Drawn here if None.
+        """
+        if grid_size(images.shape[2:], self.patch_size) != self.grid:
+            raise ValueError(
+                f"MAE was built for images of {self.img_size}, got {tuple(images.shape[2:])}"
+            )
+        B, L = images.shape[0], self.grid[0] * self.grid[1]
+        noise = torch.rand(B, L, device=images.device) if noise is None else noise
+        order = noise.argsort(dim=1)
+        restore = order.argsort(dim=1)  # (B, L): rank of every patch
+        num_visible = int(L * (1 - self.mask_ratio))
+        mask = restore >= num_visible
+        patches = patchify(images, self.patch_size)
+        pred = self.decode(self.encode(patches, order[:, :num_visible]), restore)
+        target = normalize_patches(patches.float()) if self.norm_pix_loss else patches.float()
+        error = (pred.float() - target).square().mean(dim=-1)
+        return MAEOutput((error * mask).sum() / mask.sum(), pred, mask)
+
+    def encode(self, patches: Tensor, visible: Tensor) -> Tensor:
+        """Pixels (B, L, p * p * 3) and visible ids (B, n) -> normed tokens (B, 1 + n, C)."""
+        rows = torch.arange(patches.shape[0], device=patches.device)[:, None]
+        x = self.patch_embed.embed_patches(patches[rows, visible])
+        if self.abs_pos:
+            x = x + self.pos_embed[0, 1:][visible]
+        grid = TokenGrid(*self.grid, cls_token=True)
+        buckets = subset_buckets(grid, visible) if self.rel_pos else None
+        return self.norm(self.forward_blocks(self.with_cls_token(x), grid, buckets))
+
+    def decode(self, latent: Tensor, restore: Tensor) -> Tensor:
+        """Tokens (B, 1 + n, C) and ranks (B, L) -> pixels (B, L, p * p * 3)."""
+        x = self.decoder_embed(latent)
+        B, L = restore.shape
+        fill = self.mask_token.to(x.dtype).expand(B, L + 1 - x.shape[1], -1)
+        patches = torch.cat([x[:, 1:], fill], dim=1)
+        patches = patches.gather(1, restore[..., None].expand(-1, -1, x.shape[2]))
+        x = torch.cat([x[:, :1], patches], dim=1)
+        if self.abs_pos:
+            x = x + self.decoder_pos_embed
+        for block in self.decoder_blocks:
+            x = block(x, TokenGrid(*self.grid, cls_token=True))
+        return self.decoder_pred(self.decoder_norm(x)[:, 1:])

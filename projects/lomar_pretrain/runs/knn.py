@@ -1,0 +1,192 @@
+"""How good are the features so far? k nearest neighbours on labelled images, nothing trained.
+
+Works without detectron2.
+
+Shapes: N training and n test features, C embed_dim.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from lomar_det.data.stream import quiet_worker
+from lomar_det.errors import UserError
+
+from ..data.class_folders import ClassFolders, FindReadable, LabelledImages, MarkUnreadable
+from ..data.transforms import fit_image
+
+logger = logging.getLogger(__name__)
+
+TEMPERATURE = 0.07  # of the votes, as in InstDisc and DINO
+
+
+def knn_accuracy(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    k: int = 20,
+    temperature: float = TEMPERATURE,
+) -> float:
+    """Share of test features that their neighbours classify correctly (weighted kNN).
+
+    The convention of InstDisc (Wu et al., CVPR 2018) and DINO: the k training features of highest
+    cosine similarity s vote for their class with weight exp(s / temperature).
+
+    Args:
+        train_features: (N, C), of any length.
+        train_labels: (N,) long.
+        test_features: (n, C).
+        test_labels: (n,) long.
+        k: Neighbours; all of them where there are fewer.
+        temperature: The lower, the more the nearest count.
+
+    Returns:
+        Top-1 accuracy in [0, 1].
+    """
+    train = F.normalize(train_features.float(), dim=1)
+    test = F.normalize(test_features.float(), dim=1)
+    num_classes = int(max(train_labels.max(), test_labels.max())) + 1
+    correct = 0
+    for features, labels in zip(test.split(1024), test_labels.split(1024), strict=True):
+        similarity, neighbours = (features @ train.T).topk(min(k, len(train)), dim=1)
+        # relative to the nearest: the same votes, and no temperature makes them overflow
+        weights = ((similarity - similarity[:, :1]) / temperature).exp()
+        votes = weights.new_zeros(len(features), num_classes)
+        votes.scatter_add_(1, train_labels[neighbours], weights)
+        correct += int((votes.argmax(dim=1) == labels).sum())
+    return correct / len(test_labels)
+
+
+@torch.no_grad()
+def extract_features(
+    encoder: nn.Module, loader: DataLoader, autocast: Callable = nullcontext
+) -> tuple[Tensor, Tensor]:
+    """Mean of the patch tokens of whole images, and their labels, both on the CPU.
+
+    Args:
+        encoder: In evaluation mode, with ``patch_features``.
+        loader: Of images (B, 3, height, width) and labels (B,).
+        autocast: Context of the forward passes, for mixed precision.
+
+    Returns:
+        Features (n, C) in fp32 and labels (n,).
+    """
+    device = next(encoder.parameters()).device
+    features, labels = [], []
+    for images, numbers in loader:
+        with autocast():
+            tokens = encoder.patch_features(images.to(device))  # (B, H * W, C)
+        features.append(tokens.float().mean(dim=1).cpu())
+        labels.append(numbers)
+    return torch.cat(features), torch.cat(labels)
+
+
+def split_per_class(labels: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Indices of the training and the test half: every class shuffled, then cut in the middle.
+
+    Halves rather than leave-one-out, so that the figure means the same as elsewhere: neighbours
+    come from training images. The extra image of an odd class goes to training.
+    """
+    rng = np.random.default_rng(seed)
+    train, test = [], []
+    for label in labels.unique().tolist():
+        members = rng.permutation(torch.nonzero(labels == label).flatten().numpy())
+        half = -(-len(members) // 2)
+        train += members[:half].tolist()
+        test += members[half:].tolist()
+    return torch.tensor(train, dtype=torch.long), torch.tensor(test, dtype=torch.long)
+
+
+def chance_level(labels: Tensor) -> float:
+    """Accuracy of always saying the most frequent class."""
+    return labels.bincount().max().item() / len(labels)
+
+
+class KNNProbe:
+    """Measures a model on labelled images, the same ones each time.
+
+    The feature of an image is the mean of its patch tokens after the final norm, of the whole
+    image at the model's size, unmasked. The patch tokens, because reconstruction trains them and
+    not the class token, and because classification and detection start from them; after the norm,
+    because that is what the reconstruction head reads, and because before it a few channels are
+    so large that they alone would decide the cosine.
+
+    Args:
+        model: A pretraining model; its mode and the global generators are left alone.
+        path: Folder of class folders.
+        k: Neighbours.
+        max_images: Of larger folders, so many images, spread evenly.
+        batch_size: Images per forward pass.
+        num_workers: Processes that open images.
+        autocast: Context of the forward passes, for mixed precision.
+
+    Raises:
+        UserError: the folder is not as `ClassFolders` wants it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        path: str,
+        k: int = 20,
+        max_images: int = 2000,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        autocast: Callable = nullcontext,
+    ):
+        self.model, self.k, self.path = model, k, path
+        self.batch_size, self.num_workers, self.autocast = batch_size, num_workers, autocast
+        folders = ClassFolders(path)
+        samples, self.num_classes = folders.samples, len(folders.classes)
+        number = min(max_images, len(samples))
+        # samples lie class by class, so that even steps keep the classes' shares
+        chosen = [samples[i * len(samples) // number] for i in range(number)]
+        self.images = LabelledImages(chosen, partial(fit_image, size=model.img_size))
+        self.chance = 0.0
+
+    @torch.no_grad()
+    def measure(self) -> float:
+        """Top-1 accuracy of today's features, in percent; sets ``chance`` beside it.
+
+        Raises:
+            UserError: too few of the images could be read.
+        """
+        features, labels = self._extract()
+        train, test = split_per_class(labels)
+        if len(labels[test].unique()) < 2:
+            raise UserError(
+                f"train.probe.path={self.path}: less than two classes have two readable images "
+                f"among the {len(self.images)} looked at; add images or raise "
+                "train.probe.max_images"
+            )
+        self.chance = 100 * chance_level(labels[test])
+        return 100 * knn_accuracy(
+            features[train], labels[train], features[test], labels[test], self.k
+        )
+
+    def _extract(self) -> tuple[Tensor, Tensor]:
+        """Features (n, C) and labels (n,) of the chosen images that can be read, on the CPU."""
+        loader = DataLoader(
+            MarkUnreadable(self.images, self.model.img_size),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            worker_init_fn=quiet_worker,
+            # Starting a loader draws a number: not from the run's generator.
+            generator=torch.Generator().manual_seed(0),
+        )
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            features, labels = extract_features(self.model, loader, self.autocast)
+        finally:
+            self.model.train(was_training)
+        readable = FindReadable(self.images.samples, "kNN probe")(labels)
+        return features[readable], labels[readable]

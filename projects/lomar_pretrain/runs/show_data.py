@@ -1,0 +1,93 @@
+"""Images of what LoMaR and MAE are trained on: `tools/visualize_data.py` for pretraining."""
+
+import logging
+from itertools import islice
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import draw_bounding_boxes
+
+from lomar_det.config.lazy import as_list, require_sections
+from lomar_det.config.rules import check_settings
+from lomar_det.data.stream import SeededDataset, StreamSampler
+from lomar_det.detection.show_data import make_folder
+from lomar_det.errors import UserError
+from lomar_det.layers import grid_size
+from lomar_det.modeling.build import build_model
+
+from ..data.sources import find_images
+from ..data.transforms import PretrainTransform, WithNoise
+from ..data.unreadable import ReplaceUnreadable
+from ..models.lomar import LoMaR
+from ..models.window_sampling import WindowSample, windows_from_noise
+from .pretrain import RULES
+
+logger = logging.getLogger(__name__)
+
+
+def visualize_pretraining_data(cfg: DictConfig, output: str | Path, num: int = 8) -> list[Path]:
+    """Draws the first crops of a run, in its order; for LoMaR with their windows and masks.
+
+    Args:
+        cfg: A LazyConfig of `configs/pretrain`, overrides applied.
+        output: Folder for the images.
+        num: How many.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: there are no images, or a setting is one that cannot be.
+    """
+    needed = "model.img_size", "data.path", "data.crop_scale", "train.seed"
+    require_sections(cfg, "the config", "pretrain, configs/custom and configs/coco", *needed)
+    data, seed = cfg.data, cfg.train.seed
+    if OmegaConf.is_missing(data, "path"):
+        raise UserError("data.path is not set: give the folder of your images, data.path=FOLDER")
+    check_settings(cfg, RULES)
+    with torch.device("meta"):  # only to know its settings, which it checks
+        model = build_model(cfg)
+    paths = find_images(as_list(data.path), data.image_root)
+    transform = PretrainTransform(model.img_size, data.crop_scale, data.flip, data.max_megapixels)
+    make = ReplaceUnreadable(WithNoise(transform, model.noise_shape))
+    samples = SeededDataset(paths, make, seed)
+    output = make_folder(output)
+    written = []
+    order = StreamSampler(len(paths), seed, permutation=paths.permutation)
+    for position, index in islice(order, num):
+        (image, noise), failed = samples[position, index]
+        for name, reason in failed:
+            logger.warning("%s cannot be read (%s): another image is in its place", name, reason)
+        if isinstance(model, LoMaR):
+            k, p = model.window_size, model.patch_size
+            grid = grid_size(image.shape[1:], p)
+            windows = windows_from_noise(noise[None], grid, k, model.mask_ratio)
+            image = draw_windows(image, windows, p, k)
+        name = "another" if failed else Path(str(paths[index])).stem
+        written.append(output / f"{position:03d}_{name}.png")
+        to_pil_image(image).save(written[-1])
+    return written
+
+
+def draw_windows(image: Tensor, windows: WindowSample, patch_size: int, window_size: int) -> Tensor:
+    """The windows of one image framed, their masked patches darkened.
+
+    Args:
+        image: (3, H, W), uint8.
+        windows: Of this image alone.
+        patch_size: In pixels.
+        window_size: In patches.
+    """
+    p, k = patch_size, window_size
+    grid = image.shape[1] // p, image.shape[2] // p
+    masked = torch.zeros(grid, dtype=torch.bool)
+    masked.view(-1)[windows.patch_ids[windows.mask]] = True
+    masked = masked.repeat_interleave(p, 0).repeat_interleave(p, 1)
+    image = image.clone()
+    image[:, : masked.shape[0], : masked.shape[1]][:, masked] //= 4
+    corners = [divmod(int(ids[0]), grid[1]) for ids in windows.patch_ids]
+    boxes = torch.tensor([[x * p, y * p, (x + k) * p - 1, (y + k) * p - 1] for y, x in corners])
+    return draw_bounding_boxes(image, boxes, colors="red", width=2)

@@ -1,0 +1,165 @@
+"""The configs of configs/pretrain: every one builds, with the numbers that its name promises."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import instantiate
+from helpers.common import ROOT, tool_args
+
+from lomar_det.config.lazy import load_config
+from lomar_det.engine import warmup_cosine_schedule
+from lomar_det.errors import UserError
+from lomar_pretrain import MAE, LoMaR
+from lomar_pretrain.runs import pretrain as pretraining
+
+FOLDER = ROOT / "configs" / "pretrain"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+# (patch size, embed_dim, depth, heads)
+SIZES = {
+    "vit_s": (16, 384, 12, 6),
+    "vit_b": (16, 768, 12, 12),
+    "vit_l": (16, 1024, 24, 16),
+    "vit_h14": (14, 1280, 32, 16),
+    "vit_tiny": (16, 192, 6, 3),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_is_what_its_name_says(name):
+    cfg = load_config(FOLDER / f"{name}.py", [])
+    with torch.device("meta"):
+        model = instantiate(cfg.model)
+    out = model(torch.empty(2, 3, *model.img_size, device="meta"))
+    assert cfg.train.output_dir == f"output/pretrain/{name}"
+    (size,) = (size for key, size in SIZES.items() if f"{key}_" in name + "_")
+    patch, dim, depth, heads = size
+    assert (model.patch_size, model.cls_token.shape[-1], len(model.blocks)) == (patch, dim, depth)
+    assert {block.attn.num_heads for block in model.blocks} == {heads}
+    side = next((s for s in (384, 448) if f"_{s}_" in name), 224)
+    assert model.img_size == (side, side) and model.grid == (side // patch, side // patch)
+
+    irpe = "abs_pos" not in name and ("lomar" in name or "rpe" in name)
+    state = model.state_dict()
+    assert ("blocks.0.attn.rpe_k.lookup_table_weight" in state) == irpe
+    assert ("pos_embed" in state) == (not irpe)
+    if irpe:
+        assert state["blocks.0.attn.rpe_k.lookup_table_weight"].shape == (1, dim // heads, 50)
+    if name.startswith("lomar"):
+        windows = 4 if side == 224 else 9
+        assert type(model) is LoMaR and out.pred.shape == (2 * windows, 49, patch * patch * 3)
+        assert int(49 * model.mask_ratio) == 39
+    else:
+        visible = int(model.grid[0] ** 2 * (1 - model.mask_ratio))
+        assert type(model) is MAE and out.pred.shape == (2, 196, 768) and visible == 49
+        decoder = len(model.decoder_blocks), *model.decoder_embed.weight.shape
+        assert decoder == ((2, 128, 192) if "tiny" in name else (8, 512, 768))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "tiny" not in name])
+def test_recipe_trains_as_the_paper_says(name):
+    train = load_config(FOLDER / f"{name}.py", []).train
+    epochs = int(name.rsplit("_", 1)[1].removesuffix("ep"))
+    warmup = {1600: 40, 800: 20, 400: 10}[epochs]
+    assert (train.epochs, train.warmup_epochs, train.total_batch_size) == (epochs, warmup, 4096)
+    assert train.base_lr * train.total_batch_size / 256 == pytest.approx(2.4e-3)
+    assert list(train.betas) == [0.9, 0.95] and train.weight_decay == 0.05
+    schedule = warmup_cosine_schedule(train.warmup_epochs / train.epochs)
+    middle = (warmup + epochs) / 2
+    for epoch, expected in ((warmup / 2, 0.5), (warmup, 1), (middle, 0.5)):
+        assert schedule(epoch / epochs) == pytest.approx(expected, abs=1e-9)
+    last = 1 - 1 / (epochs * 312)  # ImageNet-1k: 312 iterations an epoch
+    assert schedule(last) == pytest.approx(
+        (1 + math.cos(math.pi * (last * epochs - warmup) / (epochs - warmup))) / 2, abs=1e-9
+    )
+    assert schedule(last) < 1e-9
+
+
+def test_the_table_lists_every_recipe():
+    readme = (FOLDER / "README.md").read_text()
+    assert [name for name in NAMES if f"| `{name}` |" not in readme] == []
+
+
+LOMAR, MAE_TINY = "lomar_vit_tiny", "mae_vit_tiny"
+REFUSED = [
+    (LOMAR, "model.num_heads=5", "embed_dim 192 is not a multiple of num_heads 5"),
+    (LOMAR, "model.num_heads=0", "num_heads=0 must be a whole number of at least 1"),
+    (LOMAR, "model.depth=two", "depth=two must be a whole number"),
+    (LOMAR, "model.embed_dim=190 model.num_heads=1 model.abs_pos=True", "embed_dim % 4"),
+    (LOMAR, "model.img_size=225", "225x225 is not a multiple of the patch size 16.*240x240"),
+    (LOMAR, "model.img_size=[224,100]", "224x100 is not a multiple.*224x112"),
+    (LOMAR, "model.img_size=[1,2,3]", "img_size=.* must be .*two values"),
+    (LOMAR, "model.img_size=large", "img_size=large must be"),
+    (LOMAR, "model.patch_size=0", "patch_size=0 must be"),
+    (LOMAR, "model.window_size=15", "window_size 15 does not fit the 14x14"),
+    (LOMAR, "model.img_size=[96,224]", "window_size 7 does not fit the 6x14"),
+    (LOMAR, "model.window_size=3.5", "window_size=3.5 must be a whole number"),
+    (LOMAR, "model.num_windows=0", "num_windows=0 must be a whole number of at least 1"),
+    (LOMAR, "model.num_windows=2.0", "num_windows=2.0 must be a whole number"),
+    (LOMAR, "model.mask_ratio=1.2", r"mask_ratio=1.2 must be a number in \(0, 1\]"),
+    (LOMAR, "model.mask_ratio=0", "mask_ratio=0 must be"),
+    (LOMAR, "model.mask_ratio=0.01", "masks none of the 49"),
+    (LOMAR, "model.mask_ratio=nan", "mask_ratio=nan must be"),
+    (LOMAR, "model.rel_pos=False", "rel_pos and abs_pos are both False"),
+    (LOMAR, "model.rel_pos=yes_please", "rel_pos=yes_please must be True or False"),
+    (LOMAR, "model.attention_backend=fast", "'fast' is not one of"),
+    (MAE_TINY, "model.mask_ratio=0.999", "leaves 0 of 196 patches visible"),
+    (MAE_TINY, "model.mask_ratio=1", r"mask_ratio=1 must be a number in \(0, 1\)"),
+    (MAE_TINY, "model.decoder_num_heads=3", "decoder_embed_dim 128 .* decoder_num_heads 3"),
+    (MAE_TINY, "model.abs_pos=False", "rel_pos and abs_pos are both False"),
+    (LOMAR, "train.warmup_epochs=100", "warmup_epochs=100 does not fit into train.epochs=100"),
+    (LOMAR, "train.warmup_epochs=-1", "train.warmup_epochs=-1 must be"),
+    (LOMAR, "train.epochs=0", "train.epochs=0 must be"),
+    (LOMAR, "train.epochs=inf", "train.epochs=inf must be"),
+    (LOMAR, "train.base_lr=0", r"train.base_lr=0 must be a number in \(0, inf\)"),
+    (LOMAR, "train.base_lr=fast", "train.base_lr=fast must be"),
+    (LOMAR, "train.total_batch_size=0", "train.total_batch_size=0 must be"),
+    (LOMAR, "train.total_batch_size=many", "train.total_batch_size=many must be"),
+    (LOMAR, "train.accumulation_steps=0", "accumulation_steps=0 must be .* or 'auto'"),
+    (LOMAR, "train.accumulation_steps=3", "64 cannot be split over 1 .* x 3"),
+    (LOMAR, "train.max_batch_per_gpu=0", "max_batch_per_gpu=0 must be"),
+    (LOMAR, "train.log_period=0", "train.log_period=0 must be"),
+    (LOMAR, "train.checkpoint_epochs=0", "train.checkpoint_epochs=0 must be"),
+    (LOMAR, "train.max_to_keep=0", "train.max_to_keep=0 must be"),
+    (LOMAR, "train.betas=[0.9,1]", r"train.betas=\[0.9, 1\] must be two values, each"),
+    (LOMAR, "train.betas=0.9", "train.betas=0.9 must be two values"),
+    (LOMAR, "train.weight_decay=-0.1", "train.weight_decay=-0.1 must be"),
+    (LOMAR, "train.clip_grad_norm=-1", "clip_grad_norm=-1 must be .* or null"),
+    (LOMAR, "train.precision=half", "train.precision=half must be one of 'auto'"),
+    (LOMAR, "train.precision=fp16", "train.precision=fp16 needs a GPU"),
+    (LOMAR, "train.picture_epochs=-1", "train.picture_epochs=-1 must be"),
+    (LOMAR, "train.probe.epochs=often", "train.probe.epochs=often must be"),
+    (LOMAR, "train.probe.k=0", "train.probe.k=0 must be a whole number of at least 1"),
+    (LOMAR, "train.probe.max_images=0", "train.probe.max_images=0 must be"),
+    (LOMAR, "train.probe.batch_size=0.5", "train.probe.batch_size=0.5 must be"),
+    (LOMAR, "data.max_bad_fraction=2", r"data.max_bad_fraction=2 must be a number in \[0, 1\]"),
+    (LOMAR, "data.max_megapixels=0", "data.max_megapixels=0 must be .* or null"),
+    (LOMAR, "train.seed=-1", "train.seed=-1 must be"),
+    (LOMAR, "data.crop_scale=[1,0.2]", "data.crop_scale=.* the smaller one first"),
+    (LOMAR, "data.crop_scale=[0,1]", "data.crop_scale="),
+    (LOMAR, "data.flip=maybe", "data.flip=maybe must be True or False"),
+    (LOMAR, "data.num_workers=-1", "data.num_workers=-1 must be"),
+    (LOMAR, "model.num_window=3", "no setting 'model.num_window'; model has .*num_windows"),
+    (MAE_TINY, "model.window_size=7", "no setting 'model.window_size'.*mask_ratio"),
+]
+
+
+@pytest.mark.parametrize("config, settings, words", REFUSED)
+def test_impossible_settings_are_refused_before_images_are_looked_for(
+    tmp_path, config, settings, words
+):
+    opts = ["data.path=not/there", f"train.output_dir={tmp_path}", "train.device=cpu"]
+    with pytest.raises(UserError, match=words):
+        pretraining.main(tool_args(f"pretrain/{config}.py", *opts, *settings.split()))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    ["model.img_size=[96,224] model.window_size=5", "model.patch_size=8 model.img_size=[64,72]"],
+)
+def test_sizes_are_plain_settings(settings):
+    cfg = load_config(Path(FOLDER, "lomar_vit_tiny.py"), settings.split())
+    model = instantiate(cfg.model)
+    out = model(torch.randn(1, 3, *cfg.model.img_size))
+    assert out.loss.isfinite() and out.pred.shape[:2] == (4, cfg.model.window_size**2)
