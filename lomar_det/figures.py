@@ -5,8 +5,6 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .errors import UserError
-
 DPI = 120
 
 
@@ -15,22 +13,6 @@ def new_figure(size: tuple[float, float]) -> Figure:
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
-
-
-def check_format(option: str, output: Path) -> None:
-    """Refuses a file that `save_figure` cannot write, before anything is done for it.
-
-    Args:
-        option: Of the command line, for the message.
-        output: The file.
-
-    Raises:
-        UserError: a format that matplotlib does not know.
-    """
-    if output.suffix[1:].lower() not in Figure().canvas.get_supported_filetypes():
-        raise UserError(
-            f"{option} {output}: {output.suffix or 'no ending'} is no format for images; use .png"
-        )
 
 
 def save_figure(figure: Figure, output: str | Path) -> Path:

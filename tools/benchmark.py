@@ -18,9 +18,9 @@ from lomar_det.benchmarks.detection_speed import benchmark_detection, format_det
 from lomar_det.config.rules import check_settings, number, whole
 from lomar_det.engine import pick_device, run_tool
 from lomar_det.errors import UserError
-from lomar_det.figures import check_format
 from lomar_pretrain.benchmarks.loader_speed import LOADER_COLUMNS, benchmark_loader
 from lomar_pretrain.benchmarks.pretrain_speed import STEP_COLUMNS, benchmark_pretrain
+from lomar_pretrain.figures.plots import check_format
 
 _RULES = {"num_workers": whole(0), "images_per_second": number("[0, inf)")}
 

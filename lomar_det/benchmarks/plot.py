@@ -7,7 +7,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ..figures import new_figure, save_figure
 from .breakdown import PARTS
 
 # what a bar shows: the first of these that a row has
@@ -27,7 +26,7 @@ def plot_result(result: dict, output: str | Path) -> Path:
 
     Args:
         result: What a benchmark returns, or its JSON.
-        output: The image to write.
+        output: The image to write, in a folder that is there.
     """
     rows = [row for row in result["rows"] if any(row.get(key) is not None for key in VALUES)]
     contestant = next((key for key in ("model", "backend") if key in rows[0]), None)
@@ -37,7 +36,8 @@ def plot_result(result: dict, output: str | Path) -> Path:
         panels.setdefault(row["case"] if contestant else "", []).append(row)
     parts = result.get("parts")
     sizes = [len(bars) for bars in panels.values()]
-    figure = new_figure((14 if parts else 8, 0.6 + sum(0.9 + 0.35 * size for size in sizes)))
+    height = 0.6 + sum(0.9 + 0.35 * size for size in sizes)
+    figure = Figure(figsize=(14 if parts else 8, height), dpi=120, layout="constrained")
     axes = figure.subplots(
         len(panels), 2 if parts else 1, squeeze=False, height_ratios=[2 + size for size in sizes]
     )
@@ -50,7 +50,8 @@ def plot_result(result: dict, output: str | Path) -> Path:
         _add_legend(figure, parts)
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
     figure.suptitle(machine, fontsize=9)
-    return save_figure(figure, output)
+    figure.savefig(output)
+    return Path(output)
 
 
 def _draw_bars(axis: Axes, rows: list[dict], label: str) -> None:

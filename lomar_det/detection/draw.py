@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.structures import Instances
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
-
-from ..figures import new_figure, save_figure
 
 CROWD = 50
 TRUTH, DETECTION = "#39d353", "#ff7b00"
@@ -34,7 +33,7 @@ def detections_sheet(
         annotations: COCO-format ground truth.
         images: Folder of its images.
         results: Detections in COCO's results format (``inference/coco_instances_results.json``).
-        output: The PNG to write.
+        output: The PNG to write, in a folder that is there.
         min_score: Detections below are left out.
         max_images: How many images.
     """
@@ -48,7 +47,7 @@ def detections_sheet(
     chosen = sorted(truth["images"], key=lambda image: -len(boxes[image["id"]]))[:max_images]
     columns = min(3, len(chosen))
     rows = -(-len(chosen) // columns)
-    figure = new_figure((4 * columns, 4 * rows + 0.5))
+    figure = Figure(figsize=(4 * columns, 4 * rows + 0.5), dpi=120, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis in axes:
         axis.set_axis_off()
@@ -66,7 +65,8 @@ def detections_sheet(
     handles = [Line2D([], [], color=TRUTH), Line2D([], [], color=DETECTION)]
     labels = ["ground truth", f"detections, score at least {min_score:g}"]
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
-    return save_figure(figure, output)
+    figure.savefig(output)
+    return Path(output)
 
 
 def draw_detections(

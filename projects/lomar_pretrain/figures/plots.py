@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from lomar_det.figures import new_figure, save_figure
+from lomar_det.errors import UserError
 
 from ..models.lomar import LoMaR
 from ..models.mae import MAE
@@ -51,7 +52,8 @@ def reconstruction_figure(
     panels = [draw(result) for _, result in rows]
     titles = list(panels[0])
     widths = [max(_aspect(row[title]) for row in panels) for title in titles]
-    figure = new_figure((2 * sum(widths) + 0.4, 2 * len(rows) + 1))
+    size = 2 * sum(widths) + 0.4, 2 * len(rows) + 1
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
     axes = figure.subplots(len(rows), len(titles), squeeze=False, width_ratios=widths)
     for number, ((name, result), row) in enumerate(zip(rows, panels, strict=True)):
         for axis, (panel_title, image) in zip(axes[number], row.items(), strict=True):
@@ -129,7 +131,7 @@ def plot_training(metrics: list[dict], output: str | Path) -> Path:
 
     Args:
         metrics: Lines of a ``metrics.json``. What is in none of them gets no panel.
-        output: The PNG to write.
+        output: The PNG to write, in a folder that is there.
     """
     panels = {
         "loss": {"total_loss": "loss"},
@@ -151,7 +153,7 @@ def plot_training(metrics: list[dict], output: str | Path) -> Path:
     curves = {title: lines for title, lines in curves.items() if any(lines.values())}
     columns = min(2, len(curves))
     rows = -(-len(curves) // columns)
-    figure = new_figure((5 * columns, 3 * rows))
+    figure = Figure(figsize=(5 * columns, 3 * rows), dpi=120, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis in axes[len(curves) :]:
         axis.set_axis_off()
@@ -168,10 +170,28 @@ def plot_training(metrics: list[dict], output: str | Path) -> Path:
             axis.set_ylim(bottom=0)  # else a steady speed looks like noise
         if len(lines) > 1:
             axis.legend(fontsize=8)
-    return save_figure(figure, output)
+    figure.savefig(output)
+    return Path(output)
 
 
 def figure_to_array(figure: Figure) -> np.ndarray:
     """The drawn figure as (3, height, width) uint8, for TensorBoard."""
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].transpose(2, 0, 1).copy()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].transpose(2, 0, 1).copy()
+
+
+def check_format(option: str, output: Path) -> None:
+    """Refuses a file that matplotlib cannot write, before any work is done for it.
+
+    Args:
+        option: The option of the command line that names the file, for the message.
+        output: The file.
+
+    Raises:
+        UserError: matplotlib does not know the format.
+    """
+    if output.suffix[1:].lower() not in Figure().canvas.get_supported_filetypes():
+        raise UserError(
+            f"{option} {output}: {output.suffix or 'no ending'} is no format for images; use .png"
+        )

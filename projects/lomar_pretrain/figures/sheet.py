@@ -5,9 +5,8 @@ from pathlib import Path
 
 from lomar_det.data.image_files import find_image_files
 from lomar_det.errors import UserError
-from lomar_det.figures import check_format, save_figure
 
-from .plots import reconstruction_figure
+from .plots import check_format, reconstruction_figure
 from .reconstruction import open_examples
 
 FILE_NAME = "reconstruction.png"  # where the output is a folder
@@ -44,7 +43,8 @@ def visualize(args: argparse.Namespace) -> Path:
     except ValueError as error:  # the models say what is wrong with these
         raise UserError(f"--num-windows or --mask-ratio: {error}") from None
     try:
-        save_figure(figure, output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(output)
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error}") from None
     print(f"Image: {output}")
