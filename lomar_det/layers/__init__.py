@@ -1,7 +1,8 @@
 """Pure PyTorch building blocks: importable without detectron2."""
 
 from .attention import Attention
-from .block import Block
+from .block import Block, build_blocks
+from .drop_path import DropPath
 from .embed import (
     PatchEmbed,
     grid_size,
@@ -31,9 +32,11 @@ __all__ = [
     "NUM_SPATIAL_BUCKETS",
     "Attention",
     "Block",
+    "DropPath",
     "PatchEmbed",
     "TokenGrid",
     "bucket_table",
+    "build_blocks",
     "grid_size",
     "init_patch_embed",
     "init_vit_weights",

@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ..layers import (
     NUM_SPATIAL_BUCKETS,
-    Block,
     PatchEmbed,
     TokenGrid,
+    build_blocks,
     grid_size,
     init_patch_embed,
     init_vit_weights,
@@ -102,21 +102,19 @@ class LoMaRViT(Backbone):
             rows, columns = grid_size(pretrain_img_size, patch_size)
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, embed_dim))
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        drop_path = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
-        self.blocks = nn.ModuleList(
-            Block(
-                embed_dim,
-                num_heads,
-                mlp_ratio,
-                drop_path=drop_path[i],
-                qkv_bias=qkv_bias,
-                rel_pos=rel_pos,
-                num_buckets=NUM_SPATIAL_BUCKETS,
-                input_size=(img_size // patch_size, img_size // patch_size),
-                window_size=window_size if i in window_block_indexes else 0,
-                backend=attention_backend,
-            )
-            for i in range(depth)
+        self.blocks = build_blocks(
+            depth,
+            drop_path_rate,
+            window_block_indexes,
+            window_size,
+            dim=embed_dim,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            rel_pos=rel_pos,
+            num_buckets=NUM_SPATIAL_BUCKETS,
+            input_size=(img_size // patch_size, img_size // patch_size),
+            backend=attention_backend,
         )
         self.use_act_checkpoint = use_act_checkpoint
         self.apply(init_vit_weights)

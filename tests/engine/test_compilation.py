@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 from lomar_det.engine import build_trainer
 from lomar_det.engine.compilation import compile_blocks
 from lomar_det.layers import Block, TokenGrid
+from lomar_det.modeling import LoMaRViT
 from lomar_pretrain import LoMaR
 
 
@@ -18,7 +19,7 @@ def dynamo():
     with pytest.MonkeyPatch.context() as patch:
         compile = Block.compile
         options = dict(backend="aot_eager", fullgraph=True)
-        patch.setattr(Block, "compile", lambda self: compile(self, **options))
+        patch.setattr(Block, "compile", lambda self, **_: compile(self, **options))
         yield torch._dynamo.utils.counters
     torch._dynamo.reset()
 
@@ -51,6 +52,31 @@ def test_windowed_blocks_compile_without_a_break(dynamo, options):
     compile_blocks(block)
     torch.testing.assert_close(block(x, grid), expected)
     assert dynamo["stats"]["unique_graphs"] == 1 and not dynamo["graph_break"]
+
+
+def test_a_detector_needs_one_graph_for_each_kind_of_block(dynamo, monkeypatch):
+    """Stochastic depth differs from block to block, and still makes no graph of its own."""
+    config = torch._dynamo.config
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    monkeypatch.setattr(config, name, 1_000_000)  # what importing timm.optim leaves
+    monkeypatch.setattr(config, "fail_on_recompile_limit_hit", True)
+    backbone = LoMaRViT(
+        patch_size=8,
+        embed_dim=32,
+        depth=12,
+        num_heads=2,
+        window_size=3,
+        drop_path_rate=0.1,
+    )
+    images = torch.randn(2, 3, 56, 56)
+    assert compile_blocks(backbone) == 12
+    assert getattr(config, name) < 100
+    for _ in range(2):
+        backbone.train()(images)["last_feat"].sum().backward()
+    assert dynamo["stats"]["unique_graphs"] == 2  # window and global attention
+    with torch.no_grad():
+        backbone.eval()(images)
+    assert dynamo["stats"]["unique_graphs"] <= 4
 
 
 def test_a_compiled_model_trains_averages_and_saves_as_another(dynamo, tmp_path):

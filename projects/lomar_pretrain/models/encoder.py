@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from lomar_det.config.rules import FLAG, check_settings, number, pair, whole
 from lomar_det.layers import (
-    Block,
     PatchEmbed,
     TokenGrid,
+    build_blocks,
     grid_size,
     init_patch_embed,
     init_vit_weights,
@@ -87,17 +87,14 @@ class VisionTransformerEncoder(nn.Module):
         if abs_pos:
             positions = sincos_pos_embed(embed_dim, self.grid)
             self.pos_embed = nn.Parameter(positions, requires_grad=False)
-        drop_path = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
-        self.blocks = nn.ModuleList(
-            Block(
-                embed_dim,
-                num_heads,
-                mlp_ratio,
-                drop_path=drop_path[i],
-                rel_pos="irpe" if rel_pos else "none",
-                backend=attention_backend,
-            )
-            for i in range(depth)
+        # of every block, the decoder's of MAE as well
+        self.block_settings = {
+            "mlp_ratio": mlp_ratio,
+            "rel_pos": "irpe" if rel_pos else "none",
+            "backend": attention_backend,
+        }
+        self.blocks = build_blocks(
+            depth, drop_path_rate, dim=embed_dim, num_heads=num_heads, **self.block_settings
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         # Released LoMaR files carry sine-cosine positions that the RPE model never uses.

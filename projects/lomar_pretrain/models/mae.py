@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lomar_det.config.rules import FLAG, check_settings, number, whole
 from lomar_det.layers import (
-    Block,
     TokenGrid,
+    build_blocks,
     grid_size,
     patchify,
     sincos_pos_embed,
@@ -111,15 +111,11 @@ class MAE(VisionTransformerEncoder):
         if abs_pos:
             positions = sincos_pos_embed(decoder_embed_dim, self.grid)
             self.decoder_pos_embed = nn.Parameter(positions, requires_grad=False)
-        self.decoder_blocks = nn.ModuleList(
-            Block(
-                decoder_embed_dim,
-                decoder_num_heads,
-                mlp_ratio,
-                rel_pos="irpe" if rel_pos else "none",
-                backend=attention_backend,
-            )
-            for _ in range(decoder_depth)
+        self.decoder_blocks = build_blocks(
+            decoder_depth,
+            dim=decoder_embed_dim,
+            num_heads=decoder_num_heads,
+            **self.block_settings,
         )
         self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps=1e-6)
         self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size**2 * 3)
