@@ -39,15 +39,19 @@ class WindowSample:
 def check_windows(grid: tuple[int, int], window_size: int, num_windows: int, mask_ratio: float):
     """Raises ValueError, with the reason, for settings that allow no windows."""
     check_settings(locals(), _RULES)
-    if window_size > min(grid):
-        raise ValueError(
-            f"window_size {window_size} does not fit the {grid[0]}x{grid[1]} patch grid: choose "
-            f"1 to {min(grid)}, or a larger image"
-        )
+    _check_fits(grid, window_size)
     if int(window_size**2 * mask_ratio) < 1:
         raise ValueError(
             f"mask_ratio {mask_ratio} masks none of the {window_size**2} patches of a window: "
             f"nothing to learn; choose at least 1/{window_size**2}"
+        )
+
+
+def _check_fits(grid: tuple[int, int], window_size: int) -> None:
+    if window_size > min(grid):
+        raise ValueError(
+            f"window_size {window_size} does not fit the {grid[0]}x{grid[1]} patch grid: choose "
+            f"1 to {min(grid)}, or a larger image"
         )
 
 
@@ -99,11 +103,16 @@ def windows_from_noise(
 
     Args:
         noise: (B, num_windows, 2 + k * k) fp32, uniform in [0, 1).
-        grid_size, window_size, mask_ratio: See `sample_windows`.
+        grid_size: As in `sample_windows`; images of any size come here, so it is checked.
+        window_size, mask_ratio: As in `sample_windows`. They stay the same from step to step, so
+            `check_windows` checks them once, where they are set.
+
+    Raises:
+        ValueError: the window does not fit the grid.
     """
     (H, W), k = to_pair(grid_size), window_size
     B, num_windows = noise.shape[:2]
-    check_windows((H, W), k, num_windows, mask_ratio)
+    _check_fits((H, W), k)
     noise = noise.reshape(B * num_windows, -1, 1)
     top = (noise[:, :1] * (H - k + 1)).long()  # (M, 1, 1)
     left = (noise[:, 1:2] * (W - k + 1)).long()

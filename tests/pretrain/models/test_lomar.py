@@ -109,3 +109,19 @@ def test_impossible_model_is_refused_with_the_reason():
         LoMaR(**(SMALL | {"window_size": 11}))
     with pytest.raises(ValueError, match="multiple of the patch size"):
         LoMaR(**(SMALL | {"img_size": 41}))
+    with pytest.raises(ValueError, match="mask_ratio"):
+        LoMaR(**(SMALL | {"mask_ratio": 0.1}))
+
+
+def test_an_image_smaller_than_a_window_is_refused():
+    with pytest.raises(ValueError, match="does not fit"):
+        LoMaR(**SMALL)(torch.randn(1, 3, 40, 8))
+
+
+@pytest.mark.filterwarnings("ignore:.*functools.lru_cache")
+def test_everything_behind_the_noise_is_one_compiled_graph():
+    model, images = LoMaR(**SMALL), torch.randn(2, 3, 40, 40)
+    noise = torch.rand(2, *model.noise_shape)
+    expected = model(images, noise=noise).loss
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(images, noise=noise).loss, expected)
