@@ -1,11 +1,12 @@
 """Checks a COCO-format data set before anything is trained on it, and describes it.
 
-python -m lomar_det.data.check ANNOTATIONS IMAGES [--quick] [--train-only] [--json OUT]
+python -m lomar_det.data.check ANNOTATIONS IMAGES [--quick] [--train-only] [--strict]
+    [--json OUT]
 
 Errors: training or evaluation would stop, or be wrong throughout. Warnings: they run, but some
-objects are lost or doubtful. Notes: good to know. The exit code is 1 if there are errors (with
---strict: or warnings), 0 otherwise, 2 if a file or folder that was given does not exist. Training
-runs the same checks, except that it reads the images' headers only, and stops at errors.
+objects are lost or doubtful. The exit code is 1 if there are errors (with --strict: or warnings),
+0 otherwise, 2 if a file or folder that was given does not exist. Training runs the same checks,
+except that it reads the images' headers only, and stops at errors.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from statistics import median
 
 from tabulate import tabulate
 
-from .checks.findings import ERROR, NOTE, WARNING, Findings
+from .checks.findings import ERROR, WARNING, Findings
 from .coco import CocoSummary, check_coco, summarize_coco
 
 
@@ -119,12 +120,9 @@ def format_findings(findings: Findings) -> str:
         lines += [f"    {example}" for example in examples]
         if count > len(examples):
             lines.append(f"    ... and {count - len(examples)} more")
-    counts = [len(findings.of_level(level)) for level in (ERROR, WARNING, NOTE)]
-    lines.append(
-        "Kinds of findings: {} errors, {} warnings, {} notes. {}".format(
-            *counts, "Training would not start." if counts[0] else "Training can start."
-        )
-    )
+    errors, warnings = (len(findings.of_level(level)) for level in (ERROR, WARNING))
+    outcome = "Training would not start." if errors else "Training can start."
+    lines.append(f"Kinds of findings: {errors} errors, {warnings} warnings. {outcome}")
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-ERROR, WARNING, NOTE = "error", "warning", "note"
+ERROR, WARNING = "error", "warning"
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Kind:
 
     Attributes:
         level: ``error``: training or evaluation would stop, or be wrong throughout; ``warning``:
-            they run, but some objects are lost or doubtful; ``note``: good to know.
+            they run, but some objects are lost or doubtful.
         title: What was found, as a plural.
         meaning: What follows from it and what to do.
     """
@@ -57,14 +57,10 @@ KINDS = {
         "boxes and masks would be in the wrong place: correct the entries or the files; images "
         "are turned upright as their EXIF orientation says",
     ),
-    "iscrowd": Kind(ERROR, "annotations whose iscrowd is neither 0 nor 1", "set it to 0 or 1"),
-    "ignore": Kind(
+    "field": Kind(
         ERROR,
-        "annotations with an 'ignore' that is not 0",
-        "detectron2 does not support it: use iscrowd, or remove the annotations",
-    ),
-    "keypoints": Kind(
-        ERROR, "annotations with keypoints that are no list of numbers", "remove the keypoints"
+        "annotations with a field that detectron2 cannot read",
+        "iscrowd must be 0 or 1, keypoints a list of numbers; instead of ignore, use iscrowd",
     ),
     "bbox": Kind(
         ERROR,
@@ -84,22 +80,21 @@ KINDS = {
         "mask or the box) and, where all objects have masks, crowd regions one, too",
     ),
     "no-objects": Kind(ERROR, "sets that have no objects to learn from", "annotate some"),
-    "boxes-normalised": Kind(
-        ERROR,
-        "sets whose boxes look normalised to 0..1",
-        "COCO boxes are in pixels: multiply them by the image's width and height",
-    ),
     "boxes-wrong": Kind(
         ERROR,
-        "sets whose boxes are mostly empty or reach out of their image",
-        "COCO boxes are [x, y, width, height] in pixels, not corners",
+        "sets whose boxes are normalised to 0..1, or mostly empty or out of their image",
+        "COCO boxes are [x, y, width, height] in pixels: neither corners nor shares of the image",
     ),
     "box-empty": Kind(
         WARNING,
         "boxes without width or height",
         "they are not trained on, and count as missed in the evaluation",
     ),
-    "box-outside": Kind(WARNING, "boxes that reach out of their image", "they are clipped to it"),
+    "box-outside": Kind(
+        WARNING,
+        "boxes that reach out of their image",
+        "training clips them to it, evaluation compares them as they are",
+    ),
     "mask-empty": Kind(
         WARNING,
         "masks without a pixel",
@@ -115,9 +110,6 @@ KINDS = {
         "objects without a mask in a set that has masks",
         "the mask head would be off: give all objects one, or remove these",
     ),
-    "area-zero": Kind(
-        WARNING, "objects with an area of 0", "APs, APm and APl sort objects by area: correct it"
-    ),
     "same-object": Kind(
         WARNING,
         "objects annotated twice (same image, category and box)",
@@ -128,34 +120,7 @@ KINDS = {
         "images listed twice",
         "their objects are split over two entries: each lacks the other's",
     ),
-    "same-name": Kind(
-        WARNING,
-        "categories that have the same name",
-        "the table of results shows only one of them",
-    ),
-    "small-set": Kind(WARNING, "sets of fewer than 20 images with objects", "expect noisy AP"),
     "nothing-to-find": Kind(WARNING, "sets without objects", "AP cannot be computed"),
-    "no-example": Kind(
-        NOTE, "categories without objects", "nothing to learn, no AP; fine if meant so"
-    ),
-    "category-zero": Kind(NOTE, "categories with the id 0", "fine here; some other tools skip it"),
-    "crowd-polygons": Kind(
-        NOTE,
-        "crowd regions that are polygons",
-        "crowds are left out of training and not counted in evaluation, whatever their format; "
-        "COCO's own are run-length encoded: were they meant to be objects?",
-    ),
-    "no-annotation": Kind(
-        NOTE,
-        "images without objects",
-        "training leaves them out, unless data.filter_empty=False; evaluation counts what is "
-        "detected in them as false",
-    ),
-    "many-objects": Kind(
-        NOTE,
-        "images with more than 100 objects",
-        "data.max_detections=auto raises the detections kept, and the maxDets of AP with it",
-    ),
 }
 
 
