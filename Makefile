@@ -13,7 +13,7 @@ PYTEST_ARGS ?=
 PYTEST_WORKERS ?= 2
 DEMO_ARGS ?=
 
-.PHONY: help setup demo test lint format clean FORCE
+.PHONY: help setup demo test lint format architecture clean FORCE
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make test     lint, then the tests that need neither a GPU nor much time"
 	@echo "make lint     ruff check and ruff format --check"
 	@echo "make format   let ruff repair and format the code"
+	@echo "make architecture   draw docs/images/architecture.png from the imports"
 	@echo "make clean    remove caches and build products (keeps .venv and output)"
 	@echo
 	@echo "make PYTHON=python3.12 TARGET   use that interpreter (3.11 or newer) for .venv"
@@ -63,6 +64,9 @@ test: lint
 format: $(STAMP)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+architecture: $(STAMP)
+	$(PY) docs/draw_architecture.py
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
