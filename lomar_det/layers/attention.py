@@ -8,21 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention_windows import (
-    map_even_windows,
-    map_padded_windows,
-    pad_to_windows,
-    partition,
-    unpartition,
-)
+from .attention_windows import map_even_windows, pad_to_windows, partition, unpartition
 from .irpe.buckets import IRPE, NUM_BUCKETS, TokenGrid
-from .irpe.dense import (
-    indexed_rpe_attention,
+from .irpe.dense import indexed_rpe_attention
+from .irpe.dispatch import BACKENDS, rpe_attention
+from .recorded import (
     is_recording,
+    map_padded_windows,
     recorded_attention,
     recorded_rpe_attention,
 )
-from .irpe.dispatch import BACKENDS, rpe_attention
 
 REL_POS = ("irpe", "decomposed", "none")
 
@@ -86,47 +81,56 @@ class Attention(nn.Module):
             grid: The token grid; windows allow no class token.
             buckets: (B, N, N) iRPE buckets of a subset of the grid (`subset_buckets`).
         """
-        if self.window_size:
-            return self._windowed(x, grid)
-        return self.proj(self._attend(self.qkv(x), grid, buckets))
-
-    def _windowed(self, x: Tensor, grid: TokenGrid) -> Tensor:
+        attend, map_windows = self._attend, map_even_windows
+        if is_recording():
+            attend, map_windows = self._attend_recorded, map_padded_windows
+        if not self.window_size:
+            return self.proj(attend(self.qkv(x), grid, buckets))
         B, N, C = x.shape
         H, W, k = grid.height, grid.width, self.window_size
         x = x.view(B, H, W, C)
-        if self.rel_pos == "irpe" and is_recording():
-            x = map_padded_windows(self.qkv(x), k, self._attend_padded)
-        elif self.rel_pos == "irpe":
-            x = map_even_windows(self.qkv(x), k, lambda w, *hw: self._attend(w, TokenGrid(*hw)))
+        if self.rel_pos == "irpe":
+            x = map_windows(self.qkv(x), k, attend)
         else:
             x = pad_to_windows(x, k)
             padded = x.shape[1:3]
-            x = self._attend(self.qkv(partition(x, k, k)), TokenGrid(k, k))
+            x = attend(self.qkv(partition(x, k, k)), TokenGrid(k, k))
             x = unpartition(x, k, k, *padded)[:, :H, :W]
         return self.proj(x.reshape(B, N, C))
 
     def _attend(self, qkv: Tensor, grid: TokenGrid, buckets: Tensor | None = None) -> Tensor:
         """(B, N, 3C) -> (B, N, C), before the output projection."""
         q, k, v = self._split_heads(qkv)
-        if self.rel_pos == "irpe":
-            table = self.rpe_k.table
-            if buckets is not None:
-                out = indexed_rpe_attention(q, k, v, table, buckets)
-            else:
-                out = rpe_attention(q, k, v, table, grid, self.backend)
+        if self.rel_pos != "irpe":
+            out = F.scaled_dot_product_attention(q, k, v, self._bias(q, grid))
+        elif buckets is None:
+            out = rpe_attention(q, k, v, self.rpe_k.table, grid, self.backend)
         else:
-            bias = None
-            if self.rel_pos == "decomposed":
-                bias = decomposed_bias(q, self.rel_pos_h, self.rel_pos_w, grid)
-            attend = recorded_attention if is_recording() else F.scaled_dot_product_attention
-            out = attend(q, k, v, bias)
+            out = indexed_rpe_attention(q, k, v, self.rpe_k.table, buckets)
         return _merge_heads(out)
 
-    def _attend_padded(self, qkv: Tensor, valid: Tensor) -> Tensor:
-        """`_attend` in whole windows of which only the ``valid`` (B, N) tokens take part."""
+    def _attend_recorded(
+        self,
+        qkv: Tensor,
+        grid: TokenGrid,
+        buckets: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """`_attend` for exported graphs; ``valid`` (B, N) marks the tokens that take part."""
+        if buckets is not None:  # the formula for any buckets serves any size
+            return self._attend(qkv, grid, buckets)
         q, k, v = self._split_heads(qkv)
-        grid = TokenGrid(self.window_size, self.window_size)
-        return _merge_heads(recorded_rpe_attention(q, k, v, self.rpe_k.table, grid, valid))
+        if self.rel_pos == "irpe":
+            out = recorded_rpe_attention(q, k, v, self.rpe_k.table, grid, valid)
+        else:
+            out = recorded_attention(q, k, v, self._bias(q, grid))
+        return _merge_heads(out)
+
+    def _bias(self, q: Tensor, grid: TokenGrid) -> Tensor | None:
+        """What is added to the logits, where it does not come from iRPE."""
+        if self.rel_pos == "decomposed":
+            return decomposed_bias(q, self.rel_pos_h, self.rel_pos_w, grid)
+        return None
 
     def _split_heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
         """(B, N, 3C) -> q, k, v, each (B, h, N, D)."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lomar_det.layers import Attention, Block, TokenGrid, bucket_table, rpe_attention
 from lomar_det.layers.attention_windows import strips
 from lomar_det.layers.irpe.buckets import _grid_buckets
-from lomar_det.layers.irpe.dense import _one_hot_sides
+from lomar_det.layers.irpe.dense import cached_one_hot_sides
 
 GRIDS = [TokenGrid(7, 7, True), TokenGrid(5, 9), TokenGrid(14, 14), TokenGrid(3, 2, True)]
 
@@ -125,11 +125,11 @@ def test_what_is_recorded_for_export_equals_the_normal_path(
     torch.nn.init.normal_(attention.rpe_k.lookup_table_weight)
     x = torch.randn(3, height * width, 16, dtype=torch.float64)
     expected = attention(x, TokenGrid(height, width))
-    caches = _one_hot_sides.cache_info(), _grid_buckets.cache_info()
+    caches = cached_one_hot_sides.cache_info(), _grid_buckets.cache_info()
     monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
     torch.testing.assert_close(attention(x, TokenGrid(height, width)), expected)
     # what is made while recording must not be found by anybody else
-    assert caches == (_one_hot_sides.cache_info(), _grid_buckets.cache_info())
+    assert caches == (cached_one_hot_sides.cache_info(), _grid_buckets.cache_info())
 
 
 class OfGrid(torch.nn.Module):

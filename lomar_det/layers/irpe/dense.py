@@ -3,6 +3,7 @@
 Shapes: B batch (or windows), h heads, N tokens, D head_dim, H x W patch grid, K buckets.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -16,13 +17,6 @@ from .buckets import (
     TokenGrid,
     side_buckets,
 )
-
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.6 has none
-
-
-def is_recording() -> bool:
-    """Whether torch.export or torch.jit.trace is recording: sizes may then be symbols, not ints."""
-    return torch.jit.is_tracing() or _is_exporting()
 
 
 def indexed_rpe_attention(
@@ -38,51 +32,38 @@ def indexed_rpe_attention(
     return logits.softmax(dim=-1, dtype=dtype).to(v.dtype) @ v
 
 
-def recorded_rpe_attention(
-    q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: TokenGrid, valid: Tensor | None = None
-) -> Tensor:
-    """The formula for torch.export and torch.jit.trace: products of matrices, sizes may be symbols.
-
-    Args:
-        valid: (B, N), True where a token takes part; all do by default.
-    """
-    bias = matmul_bias(q, table, grid)
-    if valid is not None:
-        bias = bias.masked_fill(~valid[:, None, None, :], float("-inf"))
-    return recorded_attention(q, k, v, bias)
-
-
-def recorded_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """SDPA spelled out: its memory layout depends on the kernel, and ONNX export fails over it."""
-    logits = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
-    logits = logits if bias is None else logits + bias
-    return logits.softmax(dim=-1) @ v
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def _one_hot_sides(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def one_hot_sides(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(size, 7, size): for a query coordinate, the one-hot bucket of every key coordinate."""
     one_hot = F.one_hot(side_buckets(size), NUM_SIDE_BUCKETS).transpose(1, 2)
     return one_hot.to(device, dtype).contiguous()
 
 
-def matmul_bias(q: Tensor, table: Tensor, grid: TokenGrid) -> Tensor:
+# Tables made by a detection under inference_mode must serve training, too.
+cached_one_hot_sides = lru_cache(maxsize=64)(torch.inference_mode(False)(one_hot_sides))
+
+
+def matmul_bias(
+    q: Tensor,
+    table: Tensor,
+    grid: TokenGrid,
+    sides: Callable[..., Tensor] = cached_one_hot_sides,
+) -> Tensor:
     """The whole (B, h, N, N) bias q . R[bucket], by products with one-hot matrices.
 
     The buckets are a product of a row and a column bucket, so the bias is T[r][c] with T = q @ R:
     select by row first, then by column. Selecting by a one-hot product costs few FLOPs (7 terms)
     and has products as its gradients, where a gather has a slow scatter-add.
+
+    Args:
+        sides: Makes the one-hot matrices: `one_hot_sides` where sizes may be symbols.
     """
     B, h, N, D = q.shape
     H, W = grid.height, grid.width
     start = int(grid.cls_token)
     lookup = q @ table.to(q.dtype)  # (B, h, N, K)
     T = lookup[:, :, start:, :NUM_SPATIAL_BUCKETS].reshape(B, h, H, W, 7, 7)  # y x row col
-    # symbols are no keys of a cache, and nothing that belongs to a recording may stay in it
-    one_hot_sides = _one_hot_sides.__wrapped__ if is_recording() else _one_hot_sides
-    rows = one_hot_sides(H, q.device, q.dtype)  # (H, 7, H)
-    columns = one_hot_sides(W, q.device, q.dtype)  # (W, 7, W)
+    rows = sides(H, q.device, q.dtype)  # (H, 7, H)
+    columns = sides(W, q.device, q.dtype)  # (W, 7, W)
     bias = torch.einsum("bhyxrc,yrk->bhyxkc", T, rows)  # k: key row
     bias = torch.einsum("bhyxkc,xcl->bhyxkl", bias, columns)  # l: key column
     bias = bias.reshape(B, h, H * W, H * W)

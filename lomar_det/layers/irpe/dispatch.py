@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .buckets import CLS_BUCKET, TokenGrid, bucket_table
-from .dense import indexed_rpe_attention, is_recording, matmul_bias, recorded_rpe_attention
+from .dense import indexed_rpe_attention, matmul_bias
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +48,6 @@ def rpe_attention(
         raise ValueError(f"{q.shape[2]} tokens do not fill {grid}, which has {grid.num_tokens}")
     if grid.cls_token and table.shape[1] <= CLS_BUCKET:
         raise ValueError("a class token needs bucket 49, but the iRPE table has only 49 buckets")
-    if is_recording():
-        return recorded_rpe_attention(q, k, v, table, grid)
     backend = pick_backend(q, grid, backend)
     if backend == "fused":
         from .fused import fused_rpe_attention  # Triton need not be there
