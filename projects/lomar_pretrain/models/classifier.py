@@ -5,7 +5,7 @@ Shapes: B images, C embed_dim.
 
 from torch import Tensor, nn
 
-from .encoder import VisionTransformerEncoder
+from .encoder import VisionTransformerEncoder, takes_arguments_of
 
 
 class VisionTransformerClassifier(VisionTransformerEncoder):
@@ -14,40 +14,16 @@ class VisionTransformerClassifier(VisionTransformerEncoder):
     The class token stays in the sequence, outside the pooling; there is no norm before it.
 
     Args:
-        img_size, patch_size, embed_dim, depth, num_heads, mlp_ratio, rel_pos, abs_pos,
-            drop_path_rate: See `VisionTransformerEncoder`.
+        *args, **kwargs: The encoder's, see `VisionTransformerEncoder`.
         num_classes: Outputs of the head.
     """
 
-    def __init__(
-        self,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
-        embed_dim: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        mlp_ratio: float = 4.0,
-        num_classes: int = 1000,
-        drop_path_rate: float = 0.0,
-        rel_pos: bool = True,
-        abs_pos: bool = False,
-        attention_backend: str = "auto",
-    ):
-        super().__init__(
-            img_size,
-            patch_size,
-            embed_dim,
-            depth,
-            num_heads,
-            mlp_ratio,
-            rel_pos=rel_pos,
-            abs_pos=abs_pos,
-            drop_path_rate=drop_path_rate,
-            attention_backend=attention_backend,
-        )
+    @takes_arguments_of(VisionTransformerEncoder)
+    def __init__(self, *args, num_classes: int = 1000, **kwargs):
+        super().__init__(*args, **kwargs)
         self.norm = nn.Identity()  # `fc_norm` after pooling takes its place
-        self.fc_norm = nn.LayerNorm(embed_dim, eps=1e-6)
-        self.head = nn.Linear(embed_dim, num_classes)
+        self.fc_norm = nn.LayerNorm(self.embed_dim, eps=1e-6)
+        self.head = nn.Linear(self.embed_dim, num_classes)
         self.init_weights()
         nn.init.trunc_normal_(self.head.weight, std=2e-5)
 

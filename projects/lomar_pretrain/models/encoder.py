@@ -3,6 +3,9 @@
 Shapes: B sequences, N tokens with the class token first, C embed_dim, p patch size.
 """
 
+import inspect
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -56,6 +59,7 @@ class VisionTransformerEncoder(nn.Module):
         depth: int = 12,
         num_heads: int = 12,
         mlp_ratio: float = 4.0,
+        *,
         rel_pos: bool = True,
         abs_pos: bool = False,
         drop_path_rate: float = 0.0,
@@ -70,6 +74,7 @@ class VisionTransformerEncoder(nn.Module):
             )
         self.img_size = to_pair(img_size)
         self.patch_size = patch_size
+        self.embed_dim = embed_dim
         self.grid = grid_size(img_size, patch_size)
         self.rel_pos, self.abs_pos = rel_pos, abs_pos
         self.architecture = {
@@ -137,6 +142,24 @@ class VisionTransformerEncoder(nn.Module):
         """Whole images (B, 3, height, width) -> patch tokens after the final norm (B, H * W, C)."""
         x = self.forward_blocks(*self.embed_image(images))
         return self.norm(x)[:, 1:]
+
+
+def takes_arguments_of(parent: type) -> Callable:
+    """Decorates an ``__init__`` whose ``*args, **kwargs`` go on to that of ``parent``.
+
+    Its signature then lists the parent's arguments as well. Settings of a config, and those that a
+    checkpoint describes, are checked against it.
+    """
+
+    def decorate(init: Callable) -> Callable:
+        merged = dict(inspect.signature(parent.__init__).parameters)
+        merged |= inspect.signature(init).parameters
+        variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        named = [p for p in merged.values() if p.kind not in variadic]
+        init.__signature__ = inspect.Signature(sorted(named, key=lambda p: p.kind))
+        return init
+
+    return decorate
 
 
 def _drop_unused_pos_embed(module, state_dict, prefix, *_):

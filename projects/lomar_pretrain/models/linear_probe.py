@@ -23,9 +23,8 @@ class LinearProbe(nn.Module):
         super().__init__()
         encoder.init_weights()
         self.encoder = encoder.requires_grad_(False)
-        embed_dim = encoder.architecture["embed_dim"]
-        self.bn = nn.BatchNorm1d(embed_dim, affine=False, eps=1e-6)
-        self.head = nn.Linear(embed_dim, num_classes)
+        self.bn = nn.BatchNorm1d(encoder.embed_dim, affine=False, eps=1e-6)
+        self.head = nn.Linear(encoder.embed_dim, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lomar_det.config.rules import FLAG, check_settings
 from lomar_det.layers import TokenGrid, grid_size
 
-from .encoder import VisionTransformerEncoder
+from .encoder import VisionTransformerEncoder, takes_arguments_of
 from .window_sampling import WindowSample, check_windows, noise_per_window, windows_from_noise
 
 
@@ -37,41 +37,24 @@ class LoMaR(VisionTransformerEncoder):
     State-dict names and shapes are those of the released LoMaR checkpoint.
 
     Args:
-        img_size, patch_size, embed_dim, depth, num_heads, mlp_ratio, rel_pos, abs_pos: See
-            `VisionTransformerEncoder`.
+        *args, **kwargs: The encoder's, see `VisionTransformerEncoder`.
         window_size: Side of a window in patches.
         num_windows: Windows per image.
         mask_ratio: Share of masked patches in a window.
         norm_pix_loss: Reconstruct pixels normalised per patch.
     """
 
+    @takes_arguments_of(VisionTransformerEncoder)
     def __init__(
         self,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
-        embed_dim: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        mlp_ratio: float = 4.0,
+        *args,
         window_size: int = 7,
         num_windows: int = 4,
         mask_ratio: float = 0.8,
         norm_pix_loss: bool = True,
-        rel_pos: bool = True,
-        abs_pos: bool = False,
-        attention_backend: str = "auto",
+        **kwargs,
     ):
-        super().__init__(
-            img_size,
-            patch_size,
-            embed_dim,
-            depth,
-            num_heads,
-            mlp_ratio,
-            rel_pos=rel_pos,
-            abs_pos=abs_pos,
-            attention_backend=attention_backend,
-        )
+        super().__init__(*args, **kwargs)
         check_windows(self.grid, window_size, num_windows, mask_ratio)
         check_settings({"norm_pix_loss": norm_pix_loss}, {"norm_pix_loss": FLAG})
         self.window_size = window_size
@@ -85,8 +68,8 @@ class LoMaR(VisionTransformerEncoder):
             "mask_ratio": mask_ratio,
             "norm_pix_loss": norm_pix_loss,
         }
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.encoder_pred = nn.Linear(embed_dim, patch_size**2 * 3)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
+        self.encoder_pred = nn.Linear(self.embed_dim, self.patch_size**2 * 3)
         self.init_weights()
         nn.init.normal_(self.mask_token, std=0.02)
 

@@ -18,7 +18,7 @@ from lomar_det.layers import (
     subset_buckets,
 )
 
-from .encoder import VisionTransformerEncoder
+from .encoder import VisionTransformerEncoder, takes_arguments_of
 from .lomar import normalize_patches
 
 _RULES = {
@@ -48,21 +48,17 @@ class MAE(VisionTransformerEncoder):
     released MAE files.
 
     Args:
-        img_size, patch_size, embed_dim, depth, num_heads, mlp_ratio, rel_pos, abs_pos: See
-            `VisionTransformerEncoder`.
+        *args, **kwargs: The encoder's, see `VisionTransformerEncoder`. Absolute positions are the
+            default here.
         decoder_embed_dim, decoder_depth, decoder_num_heads: The decoder.
         mask_ratio: Share of masked patches of the image.
         norm_pix_loss: Reconstruct pixels normalised per patch.
     """
 
+    @takes_arguments_of(VisionTransformerEncoder)
     def __init__(
         self,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
-        embed_dim: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        mlp_ratio: float = 4.0,
+        *args,
         decoder_embed_dim: int = 512,
         decoder_depth: int = 8,
         decoder_num_heads: int = 16,
@@ -70,19 +66,9 @@ class MAE(VisionTransformerEncoder):
         norm_pix_loss: bool = True,
         rel_pos: bool = False,
         abs_pos: bool = True,
-        attention_backend: str = "auto",
+        **kwargs,
     ):
-        super().__init__(
-            img_size,
-            patch_size,
-            embed_dim,
-            depth,
-            num_heads,
-            mlp_ratio,
-            rel_pos=rel_pos,
-            abs_pos=abs_pos,
-            attention_backend=attention_backend,
-        )
+        super().__init__(*args, rel_pos=rel_pos, abs_pos=abs_pos, **kwargs)
         check_settings(locals(), _RULES)
         if decoder_embed_dim % decoder_num_heads:
             raise ValueError(
@@ -106,7 +92,7 @@ class MAE(VisionTransformerEncoder):
             "decoder_depth": decoder_depth,
             "decoder_num_heads": decoder_num_heads,
         }
-        self.decoder_embed = nn.Linear(embed_dim, decoder_embed_dim)
+        self.decoder_embed = nn.Linear(self.embed_dim, decoder_embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
         if abs_pos:
             positions = sincos_pos_embed(decoder_embed_dim, self.grid)
@@ -118,7 +104,7 @@ class MAE(VisionTransformerEncoder):
             **self.block_settings,
         )
         self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps=1e-6)
-        self.decoder_pred = nn.Linear(decoder_embed_dim, patch_size**2 * 3)
+        self.decoder_pred = nn.Linear(decoder_embed_dim, self.patch_size**2 * 3)
         self.init_weights()
         nn.init.normal_(self.mask_token, std=0.02)
 

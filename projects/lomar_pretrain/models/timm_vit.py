@@ -57,14 +57,13 @@ class LoMaRVisionTransformer(VisionTransformerClassifier):
                 f"in_chans {in_chans} is not supported: the encoder is pretrained on 3"
             )
         super().__init__(num_classes=max(1, num_classes), **kwargs)
-        embed_dim = self.architecture["embed_dim"]
-        self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
+        self.num_features = self.head_hidden_size = self.embed_dim
         self.num_prefix_tokens = 1
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
         self.grad_checkpointing = False
         self.feature_info = [
-            {"module": f"blocks.{i}", "num_chs": embed_dim, "reduction": self.patch_size}
+            {"module": f"blocks.{i}", "num_chs": self.embed_dim, "reduction": self.patch_size}
             for i in range(len(self.blocks))
         ]
 
