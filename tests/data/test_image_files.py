@@ -17,10 +17,6 @@ def test_inputs_are_files_folders_and_patterns(tmp_path):
     assert find_image_files([str(tmp_path / "**" / "*.tif")]) == files[2:]
     assert find_image_files([folder / "notes.txt"]) == [folder / "notes.txt"]  # the user knows
     (tmp_path / "empty").mkdir()
-    for name, words in (
-        ("empty", "has no images"),
-        ("*pty", "has no images"),
-        ("x*", "no file"),
-    ):
-        with pytest.raises(UserError, match=words):
+    for name in ("empty", "*pty", "x*"):
+        with pytest.raises(UserError, match="--input"):
             find_image_files([tmp_path / name])

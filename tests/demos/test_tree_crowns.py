@@ -151,7 +151,7 @@ def test_complete_data_set_is_reused_and_a_damaged_one_replaced(tmp_path, wheel)
 def test_foreign_folder_is_left_alone(tmp_path, wheel):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
-    with pytest.raises(ValueError, match="not made by this script"):
+    with pytest.raises(ValueError, match="mine"):
         crowns.prepare(tmp_path / "mine", wheel=wheel)
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
 

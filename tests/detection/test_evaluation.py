@@ -198,7 +198,7 @@ def test_backends_that_are_not_there_are_named_before_training(drawn_set, tmp_pa
     def start(*more):
         detection.main(tool_args(DETECT, *settings, *more))
 
-    with pytest.raises(UserError, match="data.evaluator=fast is not one of pycocotools, hotcoco"):
+    with pytest.raises(UserError, match="data.evaluator=fast.*hotcoco"):
         start("data.evaluator=fast")
     find_spec = importlib.util.find_spec
     with monkeypatch.context() as patch:
@@ -213,7 +213,7 @@ def test_backends_that_are_not_there_are_named_before_training(drawn_set, tmp_pa
     for annotation in text_ids["annotations"]:
         annotation["image_id"] = f"image {annotation['image_id']}"
     drawn_set[0].write_text(json.dumps(text_ids))
-    with pytest.raises(UserError, match="hotcoco cannot read .*annotations.json.*pycocotools"):
+    with pytest.raises(UserError, match="annotations.json.*data.evaluator=pycocotools"):
         start("data.evaluator=hotcoco")
 
 
@@ -250,11 +250,11 @@ def test_a_detector_is_evaluated_on_its_own_classes_only(drawn_set, tmp_path):
         ]:
             entry[key] += 40
 
-    with pytest.raises(UserError, match="missing there: .'square'"):
+    with pytest.raises(UserError, match="square"):
         evaluate(keep_discs)
-    with pytest.raises(UserError, match="only there: .'ring'"):
+    with pytest.raises(UserError, match="ring"):
         evaluate(lambda d: d["categories"].append({"id": 9, "name": "ring"}))
-    with pytest.raises(UserError, match="another order"):
+    with pytest.raises(UserError, match="order"):
         evaluate(swap)
     assert "bbox" in evaluate(renumber)
     found = json.loads((tmp_path / "eval/inference/coco_instances_results.json").read_text())

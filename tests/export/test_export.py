@@ -84,9 +84,9 @@ def test_onnx_serves_all_sizes(tmp_path):
 
 
 def test_the_baseline_serves_one_size(tmp_path):
-    with pytest.raises(UserError, match="one size only, with --input-size"):
+    with pytest.raises(UserError, match="--input-size"):
         run(tmp_path, "torch_export", *BASELINE)
-    with pytest.raises(UserError, match="multiples of 32"):
+    with pytest.raises(UserError, match="--input-size 96 100.*32"):
         run(tmp_path, "torch_export", *BASELINE, size=[96, 100])
     model, path, _ = run(tmp_path, "torch_export", *BASELINE, size=[96, 160])
     images = torch.randn(1, 3, 96, 160)
@@ -139,7 +139,7 @@ def test_a_wrong_file_does_not_stay(tmp_path, monkeypatch):
         return {"checked": [{"input": [1], "difference": 0.5}]}
 
     monkeypatch.setitem(lomar_det.export.FORMATS, "torchscript", ("detector.ts", export))
-    with pytest.raises(UserError, match="detector.ts was removed: it differs"):
+    with pytest.raises(UserError, match="detector.ts"):
         run(tmp_path, "torchscript")
     assert not list((tmp_path / "out").iterdir())
 

@@ -93,12 +93,12 @@ def test_drawing_leaves_the_run_alone():
     ("size", "expected"),
     [((100, 100), (32, 32)), ((90, 60), (32, 48)), ((60, 90), (48, 32)), ((5, 3000), (128, 32))],
 )
-def test_lomar_keeps_the_shape_of_a_image(size, expected):
+def test_lomar_keeps_the_shape_of_an_image(size, expected):
     image = fit_to_model(noise_image(*size), make_lomar())
     assert image.shape == (3, *expected)  # height, width; no longer than 4 to 1
 
 
-def test_mae_gets_the_middle_of_a_image():
+def test_mae_gets_the_middle_of_an_image():
     assert fit_to_model(noise_image(90, 60), MAE(**SMALL, **DECODER)).shape == (3, 32, 32)
 
 
