@@ -13,7 +13,7 @@ from lomar_det.layers import (
     piecewise_index,
     subset_buckets,
 )
-from lomar_det.layers.irpe.buckets import BUCKET_STEPS
+from lomar_det.layers.irpe import distance_buckets
 
 
 def literal_bucket_1d(d: int) -> int:
@@ -31,9 +31,8 @@ def test_piecewise_index_values():
         assert piecewise_index(-distance) == -bucket
 
 
-def test_a_bucket_is_the_number_of_steps_reached():
-    for d in range(-70, 71):
-        assert sum(d >= step for step in BUCKET_STEPS) == literal_bucket_1d(d) + 3
+def test_buckets_of_all_distances():
+    assert distance_buckets(70) == [literal_bucket_1d(d) + 3 for d in range(-70, 71)]
 
 
 @pytest.mark.parametrize("height, width", [(7, 7), (14, 14), (5, 9), (64, 64)])

@@ -5,7 +5,6 @@
 """
 
 from .buckets import (
-    BUCKET_STEPS,
     CLS_BUCKET,
     IRPE,
     NUM_BUCKETS,
@@ -13,6 +12,7 @@ from .buckets import (
     NUM_SPATIAL_BUCKETS,
     TokenGrid,
     bucket_table,
+    distance_buckets,
     piecewise_index,
     side_buckets,
     subset_buckets,
@@ -21,7 +21,6 @@ from .dispatch import BACKENDS, rpe_attention
 
 __all__ = [
     "BACKENDS",
-    "BUCKET_STEPS",
     "CLS_BUCKET",
     "IRPE",
     "NUM_BUCKETS",
@@ -29,6 +28,7 @@ __all__ = [
     "NUM_SPATIAL_BUCKETS",
     "TokenGrid",
     "bucket_table",
+    "distance_buckets",
     "piecewise_index",
     "rpe_attention",
     "side_buckets",

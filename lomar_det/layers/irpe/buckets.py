@@ -46,27 +46,24 @@ def piecewise_index(distance: int, ratio: float = RATIO) -> int:
     return int(math.copysign(min(round(alpha + log_part), beta), distance))
 
 
-_FAR = math.ceil(8 * RATIO)  # gamma: everything further is in the outermost bucket
-# Distances at which the 1-D bucket changes, always by one: how many of them a distance has reached
-# is its bucket, 0 .. 6.
-BUCKET_STEPS = tuple(
-    d for d in range(-_FAR, _FAR + 1) if piecewise_index(d) != piecewise_index(d - 1)
-)
+_FAR = math.ceil(8 * RATIO)  # gamma: all larger distances share the outermost bucket
+
+
+def distance_buckets(reach: int) -> list[int]:
+    """1-D buckets, 0 .. 6, of the distances -reach .. reach."""
+    return [piecewise_index(d) + NUM_SIDE_BUCKETS // 2 for d in range(-reach, reach + 1)]
 
 
 def side_buckets(size: int) -> Tensor:
     """1-D buckets, 0 .. 6, of every (query, key) pair along one side of a grid: (size, size)."""
-    offset = NUM_SIDE_BUCKETS // 2
-    # on the CPU whatever torch.device(...) is in force: tables of it are cached
-    buckets = torch.tensor(
-        [piecewise_index(d) + offset for d in range(-_FAR, _FAR + 1)], device="cpu"
-    )
+    # The device is given because results are cached: they must not depend on the default device.
+    buckets = torch.tensor(distance_buckets(_FAR), device="cpu")
     coords = torch.arange(size, device="cpu")
     return buckets[(coords[:, None] - coords).clamp(-_FAR, _FAR) + _FAR]
 
 
 @lru_cache(maxsize=4)  # 134 MB for a 64x64 grid
-@torch.inference_mode(False)  # first made by a detection, it must serve training, too
+@torch.inference_mode(False)  # training must be able to use a table that inference made
 def _grid_buckets(grid: TokenGrid) -> Tensor:
     rows, columns = side_buckets(grid.height), side_buckets(grid.width)
     spatial = rows[:, None, :, None] * NUM_SIDE_BUCKETS + columns[None, :, None, :]  # (H, W, H, W)
@@ -86,7 +83,7 @@ def subset_buckets(grid: TokenGrid, patch_ids: Tensor) -> Tensor:
     """Buckets for an arbitrary subset of patches per sample, as MAE's encoder sees them.
 
     Args:
-        grid: The whole grid. If it has a class token, one is put before every subset.
+        grid: The whole grid. If it has a class token, every subset starts with one.
         patch_ids: (B, n) row-major patch indices, in any order.
 
     Returns:

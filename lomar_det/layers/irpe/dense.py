@@ -27,7 +27,7 @@ def indexed_rpe_attention(
     lookup = q @ table.to(q.dtype)  # (B, h, N, K)
     index = buckets if buckets.dim() == 2 else buckets[:, None]
     logits = logits + lookup.gather(-1, index.expand(logits.shape))
-    # softmax in fp32 at least, whatever autocast says: half precision loses the tail of long rows
+    # Half precision loses the tail of a long row, so softmax runs in fp32 at least.
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits.softmax(dim=-1, dtype=dtype).to(v.dtype) @ v
 
@@ -38,7 +38,7 @@ def one_hot_sides(size: int, device: torch.device, dtype: torch.dtype) -> Tensor
     return one_hot.to(device, dtype).contiguous()
 
 
-# Tables made by a detection under inference_mode must serve training, too.
+# Training must be able to use a table that inference made.
 cached_one_hot_sides = lru_cache(maxsize=64)(torch.inference_mode(False)(one_hot_sides))
 
 

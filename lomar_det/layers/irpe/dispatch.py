@@ -2,8 +2,8 @@
 
     S[i, j] = (q_i . k_j) * head_dim^-0.5 + q_i . R[bucket(i, j)]          out = softmax(S) @ v
 
-The query is *not* scaled in the second term: upstream iRPE for DeiT scales it, LoMaR does not. At
-head_dim 64 the difference is a factor of 8, and silent.
+The query is *not* scaled in the second term. Upstream iRPE for DeiT scales it; LoMaR does not. At
+head_dim 64 the terms differ by a factor of 8, and no error shows it.
 
 Shapes: B batch (or windows), h heads, N tokens, D head_dim, H x W patch grid, K buckets.
 """
@@ -33,8 +33,8 @@ def rpe_attention(
         grid: Shape of the token grid.
         backend: ``eager``, the slow literal formula; ``matmul``, the bias as small matrix products
             (no gather, no scatter in backward) and SDPA; ``fused``, the Triton kernel, linear in
-            memory; ``auto``, the best that serves. `pick_backend` says what takes the place of a
-            ``fused`` that cannot serve these tensors.
+            memory; ``auto``, the fastest of them. Where the kernel does not support the tensors,
+            another takes its place: see `pick_backend`.
 
     Returns:
         (B, h, N, D) in the dtype of ``v``.
@@ -50,7 +50,7 @@ def rpe_attention(
         raise ValueError("a class token needs bucket 49, but the iRPE table has only 49 buckets")
     backend = pick_backend(q, grid, backend)
     if backend == "fused":
-        from .fused import fused_rpe_attention  # Triton need not be there
+        from .fused import fused_rpe_attention  # not at the top: Triton may be missing
 
         return fused_rpe_attention(q, k, v, table, grid)
     if backend == "matmul":
@@ -60,11 +60,11 @@ def rpe_attention(
 
 
 def pick_backend(q: Tensor, grid: TokenGrid, asked: str = "auto") -> str:
-    """The backend that computes `rpe_attention`; says so once per kind of case in the log.
+    """The backend that computes `rpe_attention`; logs each choice and its reason once.
 
-    What was asked for, if it serves these tensors. ``auto`` means fused on CUDA. Where fused cannot
-    serve, matmul does on CUDA: it needs no Triton and gives the same bits twice. Elsewhere eager:
-    on a CPU gathers are cheap.
+    ``auto`` means fused on CUDA and eager elsewhere, since gathers are cheap on a CPU. Where the
+    kernel does not support the tensors, matmul replaces fused on CUDA: it needs no Triton and is
+    deterministic. Any other choice stands as asked.
     """
     choice, why = asked, "asked for"
     if asked == "auto":
@@ -89,7 +89,7 @@ def _why_not_fused(q: Tensor, grid: TokenGrid) -> str | None:
 _logged: set[tuple[str, str]] = set()
 
 
-@torch.compiler.assume_constant_result  # torch.compile logs while tracing: no break in the graph
+@torch.compiler.assume_constant_result  # torch.compile calls it once, while it traces
 def _log_once(choice: str, why: str) -> None:
     if (choice, why) not in _logged:
         _logged.add((choice, why))

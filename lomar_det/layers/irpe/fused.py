@@ -1,11 +1,11 @@
 """Fused iRPE attention: exact, linear in memory, deterministic, forward and backward, by Triton.
 
-Two sets of kernels: `_triton_window` for windows of up to 64 tokens, each done by one program, and
-`_triton_grid` for larger grids and for float32, with `_triton_cls` for their class token. Both are
-registered as custom operators, so that torch.compile has no graph break and activation
-checkpointing, autocast and DistributedDataParallel work as with any operator.
+There are two sets of kernels. `kernels.window` serves windows of up to 64 tokens, one program each.
+`kernels.grid` serves larger grids, and all of float32, with `kernels.cls` for the class token. Both
+are custom operators: torch.compile has no graph break, and activation checkpointing, autocast and
+DistributedDataParallel work as with any operator.
 
-`indexed_rpe_attention` in `rpe_attention.py` is the slow literal twin.
+`indexed_rpe_attention` in `dense.py` is the slow literal twin.
 
 Shapes: B batch (or windows), h heads, N tokens, D head_dim, H x W patch grid, K buckets.
 """
@@ -30,11 +30,12 @@ from .kernels.launch import (
 MAX_WINDOW_TOKENS = 64
 _INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it at import as well
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_SMALL_SHARED_MEMORY = ((8, 6), (8, 9), (12, 0), (12, 1))  # about 100 KB per program, not 160
+# GPUs of these compute capabilities have about 100 KB of shared memory per program, others 160.
+_SMALL_SHARED_MEMORY = ((8, 6), (8, 9), (12, 0), (12, 1))
 
 
 def cast_for_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """What autocast, if it is on, makes of the inputs of a matrix product: for custom operators."""
+    """Casts the inputs of a custom operator as autocast casts those of a matrix product."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return tensors
@@ -64,8 +65,8 @@ def why_unsupported(q: Tensor, grid: TokenGrid) -> str | None:
 def fused_rpe_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: TokenGrid) -> Tensor:
     """Attention over a grid of tokens with iRPE on keys; see `rpe_attention` for the formula.
 
-    Differentiable once, with respect to all four tensors. Views of one (B, N, 3, h, D) projection
-    are read where they lie.
+    It is differentiable once, with respect to all four tensors. Views of one (B, N, 3, h, D)
+    projection are not copied.
 
     Args:
         q, k, v: (B, h, N, D), N = ``grid.num_tokens``, D 16 to 128; bfloat16, float16 or float32.
@@ -76,12 +77,12 @@ def fused_rpe_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: To
         (B, h, N, D), laid out in memory as (B, N, h, D), so that merging the heads is free.
 
     Raises:
-        ValueError: for these tensors `why_unsupported` has a reason.
+        ValueError: the kernel does not support these tensors; see `why_unsupported`.
     """
     q, k, v = cast_for_autocast(q, k, v)
     reason = why_unsupported(q, grid)
     if reason is not None:
-        raise ValueError(f"{reason}; use attention backend 'matmul', 'flex' or 'eager'")
+        raise ValueError(f"{reason}; use attention backend 'matmul' or 'eager'")
     height, width, cls_token = grid
     if _fits_window(q, grid.num_tokens):
         return torch.ops.lomar_det.irpe_window(q, k, v, table, height, width, cls_token)
@@ -89,7 +90,7 @@ def fused_rpe_attention(q: Tensor, k: Tensor, v: Tensor, table: Tensor, grid: To
 
 
 def _fits_window(q: Tensor, num_tokens: int) -> bool:
-    # float32 would need more registers than there are, and half a minute to compile
+    # In float32 the kernel needs more registers than there are, and half a minute to compile.
     return num_tokens <= MAX_WINDOW_TOKENS and q.dtype != torch.float32
 
 
@@ -170,11 +171,11 @@ def _attention_flops(q, k, v, table, *_, **__) -> int:
 
 @register_flop_formula(torch.ops.lomar_det.irpe_window_backward)
 def _window_backward_flops(dout, q, k, v, table, *_, **__) -> int:
-    """The logits and their lookup again, gradients of both, and the product with v."""
+    """Recomputed logits and lookup, gradients of both, and the product with v."""
     return _count_flops(q, table, 5, 3)
 
 
 @register_flop_formula(torch.ops.lomar_det.irpe_grid_backward)
 def _grid_backward_flops(dout, q, k, v, table, *_, **__) -> int:
-    """As for windows, but the lookup was kept."""
+    """As for windows, but the forward pass keeps the lookup."""
     return _count_flops(q, table, 5, 2)

@@ -36,7 +36,7 @@ class VisionTransformerClassifier(VisionTransformerEncoder):
         return self.head(self.forward_features(images))
 
     def no_weight_decay(self) -> set[str]:
-        """timm's question to a model; biases and norms it spares by itself."""
+        """Names of parameters without weight decay, for timm. It adds biases and norms itself."""
         tables = (f"blocks.{i}.attn.rpe_k.lookup_table_weight" for i in range(len(self.blocks)))
         return {"cls_token", "pos_embed", *tables}
 

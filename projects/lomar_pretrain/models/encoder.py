@@ -92,7 +92,7 @@ class VisionTransformerEncoder(nn.Module):
         if abs_pos:
             positions = sincos_pos_embed(embed_dim, self.grid)
             self.pos_embed = nn.Parameter(positions, requires_grad=False)
-        # of every block, the decoder's of MAE as well
+        # MAE's decoder has the same settings.
         self.block_settings = {
             "mlp_ratio": mlp_ratio,
             "rel_pos": "irpe" if rel_pos else "none",
@@ -102,7 +102,7 @@ class VisionTransformerEncoder(nn.Module):
             depth, drop_path_rate, dim=embed_dim, num_heads=num_heads, **self.block_settings
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
-        # Released LoMaR files carry sine-cosine positions that the RPE model never uses.
+        # Released LoMaR files have sine-cosine positions that the model with iRPE does not use.
         self.register_load_state_dict_pre_hook(_drop_unused_pos_embed)
 
     def init_weights(self) -> None:

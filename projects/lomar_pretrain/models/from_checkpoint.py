@@ -1,6 +1,6 @@
-"""A pretraining model from a file: the one place that knows how a file says what it is.
+"""Builds a pretraining model from a checkpoint, and finds out which model that is.
 
-Needs detectron2, as everything that reads checkpoints does.
+It needs detectron2, as everything that reads checkpoints does.
 """
 
 import inspect
@@ -44,9 +44,9 @@ def load_pretrained(
     Args:
         path: ``model_*.pth`` of a run, or an official LoMaR or MAE file with its head.
         config_file: The config of the run, .py or the ``config.yaml`` that it wrote.
-        norm_pix_loss: Were the targets normalised per patch? None: as the file says. Released
-            files do not say; they are taken to be, as in the papers' recipes, which is wrong for
-            MAE's files for visualisation.
+        norm_pix_loss: Whether the targets were normalised per patch. None takes what the file says.
+            Released files do not say; for them it is True, as in the papers' recipes. That is wrong
+            for MAE's files for visualisation.
 
     Raises:
         UserError: the file is unreadable, has no reconstruction head, or is not of that model.
@@ -113,13 +113,13 @@ def _from_config(path: str | Path, config_file: str | Path | None, method: str) 
     name = (target if isinstance(target, str) else target.__name__).rpartition(".")[2]
     if name == MODELS[method].__name__:
         return model
-    if not config_file:  # a detector's, say: it has nothing to do with the file
+    if not config_file:  # the file beside the checkpoint describes another model: ignore it
         return None
     raise UserError(f"{source} describes {name}, but {path} holds a {MODELS[method].__name__}")
 
 
 def _from_shapes(path: str | Path, tensors: dict[str, Tensor], method: str) -> dict:
-    """Settings of an official file: nothing but its tensors says what the model is."""
+    """Settings of an official file, from its tensors and the arguments that it was trained with."""
     try:
         settings = architecture_of(tensors)
         settings["rel_pos"] = uses_irpe = settings["rel_pos"] == "irpe"
@@ -151,7 +151,7 @@ def _from_shapes(path: str | Path, tensors: dict[str, Tensor], method: str) -> d
 
 
 def _image_size(tensors: dict[str, Tensor], patch_size: int) -> int:
-    """From the positions (LoMaR's files carry unused ones), else the papers' 224 pixels."""
+    """From the positions, which LoMaR's files have but do not use, else the papers' 224 pixels."""
     if "pos_embed" not in tensors:
         return 224 // patch_size * patch_size
     return math.isqrt(tensors["pos_embed"].shape[1] - 1) * patch_size

@@ -109,7 +109,7 @@ class LoMaR(VisionTransformerEncoder):
         return self.forward_blocks(x, TokenGrid(self.window_size, self.window_size, cls_token))
 
     def window_patches(self, images: Tensor, windows: WindowSample) -> Tensor:
-        """Pixels of the windows' patches: (M, K, p * p * 3). Nothing else is ever copied."""
+        """Pixels of the windows' patches: (M, K, p * p * 3). No other pixels are copied."""
         p = self.patch_size
         H, W = grid_size(images.shape[2:], p)
         cells = images.unflatten(3, (W, p)).unflatten(2, (H, p))  # (B, 3, H, p, W, p), a view

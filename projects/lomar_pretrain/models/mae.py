@@ -42,10 +42,10 @@ class MAEOutput:
 class MAE(VisionTransformerEncoder):
     """Encodes the visible patches of the whole image and reconstructs the rest with a decoder.
 
-    With ``rel_pos`` the encoder sees an arbitrary subset of the grid, so its iRPE buckets come from
+    The encoder sees an arbitrary subset of the grid. With ``rel_pos``, its iRPE buckets come from
     the coordinates of the visible patches. The decoder has iRPE as well, on the whole grid: without
-    absolute positions nothing else tells its mask tokens apart. State-dict names are those of the
-    released MAE files.
+    absolute positions, nothing else distinguishes its mask tokens. State-dict names are those of
+    the released MAE files.
 
     Args:
         *args, **kwargs: The encoder's, see `VisionTransformerEncoder`. Absolute positions are the

@@ -38,7 +38,7 @@ class LoMaRVisionTransformer(VisionTransformerClassifier):
     relative positions any image size is served as it is, without interpolation.
 
     Args:
-        in_chans: 3; pretraining knows no other.
+        in_chans: Must be 3, as in pretraining.
         global_pool: ``avg`` (mean of the patch tokens), ``token`` (the class token), or nothing.
         drop_rate: Dropout before the head.
         **kwargs: Arguments of `VisionTransformerClassifier`.
@@ -215,7 +215,7 @@ def _create(variant: str, pretrained: bool, **kwargs) -> nn.Module:
         variant,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
-        # the filter has checked the encoder; a backbone file has no head
+        # not strict, as a backbone file has no head; the filter checks the encoder
         pretrained_strict=False,
         feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
         **_SIZES[variant] | kwargs,

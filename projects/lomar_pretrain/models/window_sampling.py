@@ -103,9 +103,10 @@ def windows_from_noise(
 
     Args:
         noise: (B, num_windows, 2 + k * k) fp32, uniform in [0, 1).
-        grid_size: As in `sample_windows`; images of any size come here, so it is checked.
-        window_size, mask_ratio: As in `sample_windows`. They stay the same from step to step, so
-            `check_windows` checks them once, where they are set.
+        grid_size: As in `sample_windows`. It is checked here, because it may change from step to
+            step.
+        window_size, mask_ratio: As in `sample_windows`. `check_windows` has checked them where they
+            were set.
 
     Raises:
         ValueError: the window does not fit the grid.

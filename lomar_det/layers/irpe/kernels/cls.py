@@ -1,8 +1,9 @@
-"""Triton kernels: the class token of a grid that is attended to by `_triton_grid.py`.
+"""Triton kernels: the class token of a grid; `grid.py` attends to the patches.
 
-As a query it sees all tokens under one bucket, whose bias softmax cancels: plain attention of a
-single row, one program per batch entry and head. As a key it is a part of the grid's own kernels,
-which leave the parts of its gradient, one per query tile, to be added up here.
+As a query, the class token sees all tokens under one bucket. Softmax cancels such a constant bias,
+so this is plain attention of a single row, with one program per batch entry and head. As a key, the
+class token is part of the kernels of `grid.py`. They write one part of its gradient per query tile,
+and the backward kernel here adds the parts up.
 
 Shapes: BH batch * heads, N tokens, D head_dim (BD the next power of two), BT tokens per step.
 """
@@ -35,7 +36,7 @@ def cls_forward(
         k = tl.load(k_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
         v = tl.load(v_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
         s = tl.sum(k * q[None, :], 1) * scale
-        s = tl.where(token < N, s, -1e30)  # finite: a lane may see no token at all
+        s = tl.where(token < N, s, -1e30)  # finite, because a lane may see no token
         higher = tl.maximum(highest, s)
         p = tl.where(token < N, tl.exp2(s - higher), 0.0)
         rescale = tl.exp2(highest - higher)

@@ -1,23 +1,24 @@
 """What the Triton kernels for iRPE attention share: 1-D buckets of distances, in registers.
 
-A table packed into one integer is cheaper than a chain of comparisons: distances beyond
+The table is packed into one integer, which is cheaper than a chain of comparisons. Distances beyond
 +-REACH share the outermost buckets, so nine entries of three bits are enough.
 """
 
 import triton
 import triton.language as tl
 
-from ..buckets import CLS_BUCKET, NUM_SIDE_BUCKETS, piecewise_index
+from ..buckets import CLS_BUCKET, NUM_SIDE_BUCKETS, distance_buckets, piecewise_index
 
 _REACH = 4  # from this distance on, the bucket stays the same
 _SIDE = NUM_SIDE_BUCKETS // 2
-_BY_DISTANCE = [piecewise_index(d) + _SIDE for d in range(-_REACH, _REACH + 1)]
+_BY_DISTANCE = distance_buckets(_REACH)
 assert (
     _BY_DISTANCE[0] == 0 and _BY_DISTANCE[-1] == 2 * _SIDE and piecewise_index(_REACH - 1) < _SIDE
 )
 
 REACH = tl.constexpr(_REACH)
-# Of float32 products. Faster "tf32x3" faulted on an H100 with head_dim 80 and 128 (Triton 3.6).
+# For float32 products. "tf32x3" is faster, but faults on an H100 with head_dim 80 and 128 (Triton
+# 3.6).
 PRECISION = tl.constexpr("ieee")
 CLS_COLUMN = tl.constexpr(CLS_BUCKET)
 BUCKETS = tl.constexpr(sum(b << (3 * i) for i, b in enumerate(_BY_DISTANCE)))

@@ -1,25 +1,27 @@
 """Triton kernels: iRPE attention over a whole grid of tokens, exact, in linear memory.
 
-Usual code gathers an N x N bias per head. Here tiles are chosen so that the bias of a tile has a
-rank of at most 7. A query tile is one image *column* (x_i fixed), a key tile one image *row* (y_j
-fixed). The bucket of a pair is a row bucket r(y_i - y_j) and a column bucket c(x_i - x_j), so in
-such a tile r depends on the query alone and c on the key alone:
+Usual code gathers an N x N bias per head. Here the tiles have a bias of rank 7 at most. A query
+tile is one image *column* (x_i fixed), a key tile one image *row* (y_j fixed). The bucket of a pair
+is a row bucket r(y_i - y_j) and a column bucket c(x_i - x_j), so in such a tile r depends on the
+query alone and c on the key alone:
 
     bias[i, j] = T[i, r(y_i - y_j), c(x_i - x_j)] = (T[i, r_i, :] @ one_hot)[j],      T = q @ R
 
 where T[i, r_i, :] is one contiguous load per query and one_hot (8 x keys) a constant of the tile.
-The bias is then one more step of K = 16 in the tensor-core product of q and k: nothing of N x N is
-gathered. Several columns (or rows) share a tile, each with its own block of 8 along K.
+The bias is then one more step of K = 16 in the tensor-core product of q and k. Several columns (or
+rows) share a tile, each with its own block of 8 along K.
 
-Gradient of T: dS @ one_hot^T adds up per query while key rows go by; as y_j rises, the row bucket
-of a query only ever falls, so its sums are stored once, when it changes. No atomics anywhere.
+The gradient of T is dS @ one_hot^T, added up per query while key rows go by. As y_j rises, the row
+bucket of a query only falls, so each of its sums is stored once, when the bucket changes. Nothing
+needs atomics.
 
-A class token shifts the logits of all patches to it by T[i, 49], which starts the softmax; its own
-row of logits is shifted as a whole, which softmax cancels. See `_triton_cls.py`.
+Where there is a class token, every patch attends to it with the bias T[i, 49]; the running softmax
+starts with that logit. The row of logits of the class token itself is shifted by a constant, which
+softmax cancels. See `cls.py`.
 
-``one_hot`` comes from a small table (distances, 8) of the column bucket of every distance, whose
-row ``x_zero`` is distance 0: built in registers in a loop, it would serialise the tensor cores. The
-table has many copies: when all programs read one, a few cache lines of it took half the run time.
+``one_hot`` comes from a small table (distances, 8) of the column bucket of every distance; its row
+``x_zero`` is distance 0. Building it in registers would serialise the tensor cores. The table has
+many copies, because all programs reading the same few cache lines took half the run time.
 
 Shapes: BH batch * heads, N tokens, D head_dim (BD the next power of two), K buckets in the table,
 H x W grid, XP x YP the grid with sides padded to whole tiles; QC columns of BY queries per tile,
@@ -47,7 +49,7 @@ def _load_lookup_table(table_ptr, dtype, K: tl.constexpr, D: tl.constexpr, BD: t
 
 @triton.jit
 def _one_hot_copy(x_zero):
-    """Offset of this program's copy of the table."""
+    """Offset of the copy of the one-hot table that this program reads."""
     return tl.program_id(0) % ONE_HOT_COPIES * ((2 * x_zero + 1) * 8)
 
 
@@ -141,7 +143,7 @@ def grid_forward(
     out_ptr += (b * (H * W + CLS) * heads + h) * D
     out_offsets = token[:, None] * (heads * D) + d[None, :]
     tl.store(out_ptr + out_offsets, (acc / l_i[:, None]).to(q.dtype), mask=inside)
-    # padding gets +inf, so that backward finds p = 0 there, without masks
+    # Padding gets +inf, so that p = 0 there in backward, without masks.
     lse = tl.where((x < W) & (y < H), m_i + tl.log2(l_i), float("inf"))
     tl.store(lse_ptr + bh.to(tl.int64) * slots + slot, lse)
 
@@ -224,7 +226,7 @@ def grid_backward_q(
         ds = (p * (dp - delta[:, None])).to(q.dtype)
         dq = tl.dot(ds, k, acc=dq, input_precision=PRECISION)
         dselected = tl.dot(ds, one_hot, acc=dselected, input_precision=PRECISION)
-        # the row bucket of these queries is over: store its seven sums and start the next
+        # Where the row bucket of a query ends, its seven sums are stored, and the next begin.
         over = (bucket_of(y - y_key - 1) != rows) | (y_key == H - 1)
         if X_CHUNKS > 1:
             over = over & (step % X_CHUNKS == X_CHUNKS - 1)
@@ -305,7 +307,7 @@ def grid_backward_kv(
     v = tl.load(v_ptr + key_offsets, mask=in_keys, other=0.0)
     dk = tl.zeros((KR * BX, BD), tl.float32)
     dv = tl.zeros((KR * BX, BD), tl.float32)
-    if CLS:  # the class token as a query; its bias is a constant, which softmax cancels
+    if CLS:  # The class token as a query: softmax cancels its constant bias.
         q_cls = tl.load(q_ptr + d, mask=d < D, other=0.0).to(tl.float32)
         dout_cls = tl.load(dout_ptr + d, mask=d < D, other=0.0).to(tl.float32)
         s_cls = tl.sum(k.to(tl.float32) * q_cls[None, :], 1) * scale

@@ -1,6 +1,6 @@
 """Launching the Triton kernels for iRPE attention: tile sizes, buffers, index tables.
 
-Every function here is the implementation of one operator that `rpe_attention_triton.py` registers.
+Each of the four attention functions implements one operator that `fused.py` registers.
 
 Shapes: B batch (or windows), h heads, N tokens, D head_dim, H x W patch grid, K buckets, XP x YP
 the grid with sides padded to whole tiles.
@@ -14,9 +14,10 @@ import torch
 import triton
 from torch import Tensor
 
-from ..buckets import NUM_SIDE_BUCKETS, TokenGrid, piecewise_index
+from ..buckets import TokenGrid, distance_buckets
 from .cls import cls_backward, cls_forward
 from .grid import (
+    LOG2E,
     ONE_HOT_COPIES,
     grid_backward_kv,
     grid_backward_q,
@@ -25,9 +26,7 @@ from .grid import (
 )
 from .window import window_backward, window_forward, window_tables
 
-LOG2E = 1.4426950408889634
-
-# Launch settings, the fastest of those tried on an H100: warps up to head_dim 64 and above, stages.
+# Launch settings: warps up to head_dim 64, warps above, stages. They are the fastest on an H100.
 _WINDOW_FORWARD = (4, 4, 2)
 _WINDOW_BACKWARD = (4, 8, 1)
 _WINDOW_PROGRAMS = (2, 2)  # per multiprocessor, forward and backward
@@ -46,19 +45,19 @@ def _num_processors(device: torch.device) -> int:
 
 
 def _on_device(tensor: Tensor) -> contextlib.AbstractContextManager:
-    """Triton launches on the current device, which need not be the tensor's."""
+    """Makes the tensor's device the current one, on which Triton launches."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def _launch(settings: tuple[int, int, int], q: Tensor) -> dict[str, int]:
     warps, warps_wide, stages = settings
-    if q.dtype == torch.float32:  # smaller tiles, twice the shared memory
+    if q.dtype == torch.float32:  # needs smaller tiles, as it takes twice the shared memory
         return {"num_warps": 4, "num_stages": 2}
     return {"num_warps": warps if q.shape[3] <= 64 else warps_wide, "num_stages": stages}
 
 
 def _same_layout(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The kernels take one set of strides for all three, as views of one projection have."""
+    """Copies q, k, v unless they have the same strides, of which the kernels take one set."""
     strides = q.stride()
     if strides[-1] == 1 and strides == k.stride() == v.stride():
         return q, k, v
@@ -127,7 +126,7 @@ def window_attention_backward(
 
 
 class _Tiles(NamedTuple):
-    """How a grid is cut; see `_triton_grid`."""
+    """How a grid is cut into tiles; see `grid.py`."""
 
     BY: int  # rows per chunk of a column
     BX: int  # columns per chunk of a row
@@ -139,14 +138,14 @@ class _Tiles(NamedTuple):
 
 
 def _chunk(side: int, largest: int) -> int:
-    """Tokens per tile along a side: small padding, but not too small a tile."""
+    """Tokens per tile along a side. A tile costs its tokens, with padding, and about four more."""
     sizes = [size for size in (64, 32, 16) if size <= largest]
     return min(sizes, key=lambda size: triton.cdiv(side, size) * (size + 4))
 
 
 @lru_cache(maxsize=256)
 def tiles_of(height: int, width: int, cls_token: bool, head_dim: int, dtype: torch.dtype) -> _Tiles:
-    largest = 32 if dtype == torch.float32 else 64  # float32 has no tensor cores: mind registers
+    largest = 32 if dtype == torch.float32 else 64  # float32 needs more registers: no tensor cores
     BY, BX = _chunk(height, largest), _chunk(width, largest)
     YP = triton.cdiv(height, BY) * BY
     slots = triton.cdiv(width, 4) * 4 * YP + 16 * cls_token  # 16 keeps every head aligned
@@ -164,8 +163,7 @@ def _block(side: int) -> int:
 def _one_hot_distances(width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(copies, distances, 8): one-hot 1-D buckets, distance 0 in the middle, for whole tiles."""
     reach = triton.cdiv(width, 64) * 64
-    offset = NUM_SIDE_BUCKETS // 2
-    buckets = torch.tensor([piecewise_index(d) + offset for d in range(-reach, reach + 1)])
+    buckets = torch.tensor(distance_buckets(reach))
     one_hot = torch.nn.functional.one_hot(buckets, 8).to(dtype)
     return one_hot.expand(ONE_HOT_COPIES.value, -1, -1).contiguous().to(device)
 
@@ -197,7 +195,7 @@ def grid_attention(
     meta = _query_meta(tiles, q, table, grid, tiles.columns)
     programs = B * h * triton.cdiv(width, tiles.columns) * (tiles.YP // tiles.BY)
     one_hot = _one_hot_distances(width, q.device, q.dtype)
-    scale = LOG2E * D**-0.5
+    scale = LOG2E.value * D**-0.5
     settings = _GRID_FORWARD if tiles.columns * tiles.BY > 64 else _GRID_FORWARD_SMALL
     with _on_device(q):
         grid_forward[(programs,)](
@@ -238,7 +236,7 @@ def grid_attention_backward(
     dtable = lse.new_empty(table_programs, *table.shape)
     dcls = lse.new_empty(programs if cls_token else 0, 2, D)
     strides = q.stride()[:3]
-    scale = LOG2E * D**-0.5
+    scale = LOG2E.value * D**-0.5
     one_hot = _one_hot_distances(width, q.device, q.dtype)
     with _on_device(q):
         grid_backward_q[(programs,)](

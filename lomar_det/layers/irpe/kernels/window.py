@@ -1,14 +1,16 @@
 """Triton kernels: iRPE attention in windows of up to 64 tokens, one window and head at a time.
 
-A whole window fits one program, so softmax needs no second pass, backward recomputes everything
-from q, k and v, and the bias is a gather inside the program: bias[i, j] = T[i, bucket(i, j)] with
-T = q @ R. Its gradient would be a scatter, which Triton has only as atomics. Instead: the keys of
-one bucket form a rectangle of the window, and a sum over a rectangle is four corners of a table of
-2-D prefix sums, which one product with a constant 0/1 matrix makes from dS.
+A whole window fits one program. Softmax needs no second pass, backward recomputes everything from
+q, k and v, and the bias is a gather inside the program: bias[i, j] = T[i, bucket(i, j)] with
+T = q @ R.
 
-Programs are persistent: each walks over many windows, so that R and the prefix matrix are read
-once, and the gradient of R adds up in registers, in an order that never changes. The indices of
-the gathers are read anew for every window on purpose: kept in registers, they make the rest spill.
+The gradient of a gather is a scatter, which Triton has only as atomics. But the keys of one bucket
+form a rectangle of the window. A sum over a rectangle takes four corners of a table of 2-D prefix
+sums, and one product of dS with a constant 0/1 matrix makes that table.
+
+Programs are persistent: each serves many windows. It reads R and the prefix matrix once, and adds
+up the gradient of R in registers, in an order that never changes. It reads the indices of the
+gathers again for every window, because keeping them in registers makes other values spill.
 
 Shapes: N tokens, BN the next power of two, D head_dim, BD likewise, K buckets in the table (padded
 to 64).
@@ -36,8 +38,9 @@ def window_tables(
 
     Returns:
         buckets (BN, BN) int32: the bucket of every pair.
-        corners (BN, 64) int32: four bytes for every query and bucket: the sum of dS over the keys
-            in the bucket is the prefix sums at the first two minus those at the last two.
+        corners (BN, 64) int32: four token indices, one byte each, for every query and bucket. The
+            sum of dS over the keys in the bucket is the prefix sums at the first two minus those
+            at the last two.
         prefix (BN, BN): 1 where a token (row) counts in the prefix sum of another (column).
     """
     H, W, N = grid.height, grid.width, grid.num_tokens
@@ -61,8 +64,8 @@ def window_tables(
                         corners[token, bucket, i] = start + j * W + k
         if grid.cls_token:
             corners[token, NUM_SIDE_BUCKETS**2, 0] = 0
-    # The class token as a query has every key in one bucket. That shifts its whole row of logits,
-    # softmax cancels it, and the gradient is exactly zero: its corners stay outside.
+    # For the class token as a query, every key is in one bucket. Softmax cancels such a constant,
+    # so the gradient of that bucket is zero, and its corners stay outside.
     packed = (corners << torch.tensor([0, 8, 16, 24], dtype=torch.int32)).sum(-1, dtype=torch.int32)
 
     prefix = torch.zeros(side, side)
