@@ -10,14 +10,13 @@ from lomar_pretrain import VisionTransformerEncoder
 from lomar_pretrain.models.linear_probe import LinearProbe
 
 from .finetune import data, train
+from .models.vit import VIT_B
 
 model = L(LinearProbe)(
     encoder=L(VisionTransformerEncoder)(
         img_size=224,
         patch_size=16,
-        embed_dim=768,
-        depth=12,
-        num_heads=12,
+        **VIT_B,
         mlp_ratio=4.0,
         rel_pos=True,
         abs_pos=False,

@@ -7,14 +7,13 @@ from detectron2.config import LazyCall as L
 
 from lomar_pretrain import MAE
 
+from .models.vit import VIT_B
 from .pretrain import data, train
 
 model = L(MAE)(
     img_size=224,
     patch_size=16,
-    embed_dim=768,
-    depth=12,
-    num_heads=12,
+    **VIT_B,
     mlp_ratio=4.0,
     decoder_embed_dim=512,
     decoder_depth=8,

@@ -21,14 +21,14 @@ from detectron2.modeling.roi_heads import (
 
 from lomar_det.modeling import LoMaRFeaturePyramid, LoMaRViT, window_block_indexes
 
+from .vit import VIT_B
+
 model = L(GeneralizedRCNN)(
     backbone=L(LoMaRFeaturePyramid)(
         net=L(LoMaRViT)(
             img_size=1024,
             patch_size=16,
-            embed_dim=768,
-            depth=12,
-            num_heads=12,
+            **VIT_B,
             mlp_ratio=4.0,
             drop_path_rate=0.1,
             window_size=14,
