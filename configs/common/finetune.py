@@ -9,14 +9,13 @@ from omegaconf import OmegaConf
 
 from lomar_pretrain import VisionTransformerClassifier
 
+from .models.vit import VIT_B
 from .run import run
 
 model = L(VisionTransformerClassifier)(
     img_size=224,
     patch_size=16,
-    embed_dim=768,
-    depth=12,
-    num_heads=12,
+    **VIT_B,
     mlp_ratio=4.0,
     # the class folders decide
     num_classes=1000,

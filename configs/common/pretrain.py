@@ -5,14 +5,13 @@ from omegaconf import OmegaConf
 
 from lomar_pretrain import LoMaR
 
+from .models.vit import VIT_B
 from .run import run
 
 model = L(LoMaR)(
     img_size=224,
     patch_size=16,
-    embed_dim=768,
-    depth=12,
-    num_heads=12,
+    **VIT_B,
     mlp_ratio=4.0,
     window_size=7,
     num_windows=4,
