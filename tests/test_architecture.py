@@ -158,3 +158,11 @@ def test_links_and_commands_of_the_docs_lead_somewhere(page):
     files = re.findall(r"(?:configs|docs|lomar_det|projects|tests|tools)/[\w./-]+\.\w+", text)
     missing += [name for name in files if not (ROOT / name).exists()]
     assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_settings_that_the_docs_name_exist(page):
+    known = (ROOT / "docs" / "settings.md").read_text()
+    pattern = r"(?<![\w./])(?:train|data)\.(?!json)\w+(?:\.\w+)*(?==|`)"
+    named = set(re.findall(pattern, page.read_text()))
+    assert [name for name in sorted(named) if f"`{name}`" not in known] == []
