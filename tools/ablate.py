@@ -2,12 +2,9 @@
 
 python tools/ablate.py --config-file configs/ablation/X.py [--num-gpus N] key=value ...
 
-such as pretrain.data=IMAGES downstream.data=FOLDER; each config says what it needs.
-
-The same command again continues where it stopped. Of the results that a run recorded,
-downstream.metric chooses one or several for table and plot, also afterwards:
-downstream.metric=[bbox/AP,segm/AP]. run.pretrain_dir=FOLDER, the run.output_dir of another
-ablation, shares its pretraining runs.
+such as pretrain.data=IMAGES downstream.data=FOLDER; each config says what it needs. The same
+command again continues where it stopped. downstream.metric chooses one or several of the recorded
+results for table and plot, also when all is done: downstream.metric=[bbox/AP,segm/AP].
 """
 
 import argparse
@@ -22,7 +19,7 @@ from lomar_det.engine import add_config_arguments, run_tool
 # The project is not a package: its files find each other as neighbours.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "ablation"))
 
-from ablation import main
+from grid import main
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(

@@ -1,14 +1,6 @@
-"""What more pretraining is worth to a detector: box AP after 4 and 16 minutes of it, in small.
+"""`detection_zoomed_tiny.py` after 4 and 16 minutes of pretraining.
 
-The detector of `detection_zoomed_tiny.py`, from backbones that LoMaR and MAE pretrained for that
-time; a dashed line for random weights, a point for MAE with ViTDet's positions.
-
-    python tools/ablate.py --config-file configs/ablation/detection_minutes_tiny.py \
-        downstream.data.train.annotations=train.json downstream.data.train.images=IMAGES \
-        downstream.data.val.annotations=val.json downstream.data.val.images=IMAGES
-
-Every run has a learning rate schedule of its own, down to zero at its end. Each cell says its
-length and place, ``cells.X.budget.minutes`` and ``cells.X.x``; ``budget.minutes`` counts for none.
+Every run has a learning rate schedule of its own, down to zero at its end.
 """
 
 from .detection_zoomed_tiny import budget, cells, downstream, pretrain, run

@@ -1,10 +1,6 @@
 """`detection_tiny.py` for small objects, such as the nuclei of cells in images of 256x256.
 
 Images are enlarged to about 512 pixels: training sees crops of 256, evaluation the whole.
-
-    python tools/ablate.py --config-file configs/ablation/detection_zoomed_tiny.py \
-        downstream.data.train.annotations=train.json downstream.data.train.images=IMAGES \
-        downstream.data.val.annotations=val.json downstream.data.val.images=IMAGES
 """
 
 from .detection_tiny import budget, cells, downstream, pretrain, run
