@@ -69,11 +69,9 @@ def _contestants(shape, device: torch.device):
                 return F.scaled_dot_product_attention(q, k, v)
 
         yield name, without_bias, (q, k, v), gradient
-    for backend in ("fused", "flex", "matmul", "eager") if cuda else ("matmul", "eager"):
+    for backend in ("fused", "matmul", "eager") if cuda else ("matmul", "eager"):
         if pick_backend(q, grid, backend) != backend:
-            continue  # another would be timed in its name
-        if backend == "flex":
-            torch.compiler.reset()  # compiled for this case alone, as in a run with one size
+            continue  # it does not serve here, and another would be timed in its place
 
         def with_irpe(backend=backend) -> Tensor:
             return rpe_attention(q, k, v, table, grid, backend)
