@@ -26,7 +26,7 @@ _RULES = {"num_workers": whole(0), "images_per_second": number("[0, inf)")}
 
 
 def main(args: argparse.Namespace) -> None:
-    # now, not after the measurements
+    # wrong options are refused now, not after the measurements
     check_settings(vars(args), _RULES)
     device = pick_device(args.device, "--device")
     if args.plot:

@@ -16,7 +16,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-# part: the methods that are it, by module; of nested ones the innermost counts
+# part: its methods, by module; of nested methods the innermost counts
 PARTS = {
     "images: move, normalise, pad": [("", "preprocess_image")],
     "ViT": [("backbone.net", "forward")],
@@ -49,8 +49,8 @@ PART_COLUMNS = {
     "waits": ".0f",
 }
 _BACKWARD = "autograd::engine::evaluate_function"
-# What makes the host wait for a GPU, where there is none to wait for: a number that Python reads,
-# a result whose size depends on the data.
+# Counted on a CPU: operations that would make the host wait for a GPU. Python reads a number there,
+# or the size of a result depends on the data.
 _WAITS = "aten::_local_scalar_dense", "aten::nonzero", "torchvision::nms"
 
 
@@ -104,7 +104,7 @@ def _marked(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for owner, method in owners:
-            delattr(owner, method)  # the class's own is there again
+            delattr(owner, method)  # uncovers the method of the class
 
 
 def _mark(method: Callable, part: str) -> Callable:
@@ -121,7 +121,8 @@ def _by_part(events: Iterable[FunctionEvent], cuda: bool) -> tuple[dict, dict]:
     roots = [e for e in events if e.device_type == DeviceType.CPU and e.cpu_parent is None]
     makers: dict[int, tuple[float, str]] = {}  # of a node's number: when and where it was made
     for event, part, backward in _walk(roots, {}):
-        # An operation bears the number that the next node will get: the last one made that node.
+        # An operation has the number of the node that is made next. The last operation with a
+        # number is the one that made the node.
         if not backward and event.sequence_nr >= 0:
             made = event.time_range.start, part
             makers[event.sequence_nr] = max(made, makers.get(event.sequence_nr, made))
@@ -140,7 +141,7 @@ def _own_time(event: FunctionEvent, cuda: bool) -> float:
     """Milliseconds that an operation takes without those that it calls."""
     if not cuda:
         return event.self_cpu_time_total / 1e3
-    # On the device, too, the profiler shows a mark: it is no kernel.
+    # The profiler lists our marks among the kernels, too.
     return sum(kernel.duration for kernel in event.kernels if kernel.name not in PARTS) / 1e3
 
 

@@ -58,7 +58,7 @@ def _draw_bars(axis: Axes, rows: list[dict], label: str) -> None:
     key = next(key for key in VALUES if rows[0].get(key) is not None)
     values = [row.get(key) or row["both"] for row in rows]
     titles = [row[label] + (f", batch {row['batch']}" if "batch" in row else "") for row in rows]
-    # not every backend can be captured as a graph: its bar shows more than the others
+    # a backend that cannot be captured as a graph shows its eager time, which is longer
     titles = [t if row.get(key) else f"{t}, no graph" for t, row in zip(titles, rows, strict=True)]
     bars = axis.barh(titles, values, color="lightskyblue")
     for row, value, bar in zip(rows, values, bars, strict=True):

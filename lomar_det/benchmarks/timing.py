@@ -9,11 +9,11 @@ import torch
 from tabulate import tabulate
 
 REPEATS = 20
-CEILING_SIDE = 8192  # of the square product whose rate is called the machine's ceiling
+CEILING_SIDE = 8192  # of the square matrices whose product gives the machine's ceiling
 
 
 def describe_machine(device: torch.device) -> dict[str, str]:
-    """Device, versions and date: what a figure means nothing without."""
+    """Device, versions and date, without which a figure means nothing."""
     cuda = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if cuda else platform.processor() or "CPU"
     threads = "" if cuda else f", {torch.get_num_threads()} threads"

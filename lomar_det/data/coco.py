@@ -22,7 +22,7 @@ class CocoSummary:
     """What training needs to know of an annotation file.
 
     Attributes:
-        annotations, images: Where the set lies.
+        annotations, images: Paths of the annotation file and of the image folder.
         class_names: In the order of the category ids, which need not be contiguous.
         class_counts: Non-crowd objects of each class.
         num_images: All images; ``num_annotated_images`` of them have at least one non-crowd object.
@@ -126,7 +126,7 @@ def check_coco(
     Args:
         annotations: The JSON file.
         images: The folder of its images.
-        for_training, for_evaluation: What the set shall be used for.
+        for_training, for_evaluation: What the set is used for.
         decode: Read all images completely, not just their headers.
         progress: Show a progress bar.
 
@@ -153,7 +153,7 @@ def read_coco_summary(
     Args:
         annotations: The JSON file.
         images: The folder of its images.
-        for_evaluation: AP shall be computed on it; otherwise, it is trained on.
+        for_evaluation: AP is computed on the set; otherwise it is trained on.
 
     Raises:
         UserError: a file or folder is missing, or there is a finding of the level error; the

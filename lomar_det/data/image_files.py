@@ -14,7 +14,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
 
 
 def is_image_name(path: str) -> bool:
-    """Whether the name is that of an image: by its suffix, and not a hidden file's."""
+    """Whether the name has an image's suffix, and is not that of a hidden file."""
     name = os.path.basename(path)
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
@@ -37,15 +37,15 @@ def walk_files(folder: str) -> Iterator[str]:
             is_link = entry.is_symlink()  # known without asking the file system again
             if os.path.isdir(entry.path) if is_link else entry.is_dir():
                 waiting.append(entry.path)
-            elif is_link or entry.is_file():  # a dangling link is found to be so when it is opened
+            elif is_link or entry.is_file():  # a dangling link fails when it is opened
                 yield entry.path
 
 
 def find_image_files(inputs: Iterable[str | Path]) -> list[Path]:
-    """What a tool's ``--input`` names: files (whatever their names), folders, glob patterns.
+    """Finds what a tool's ``--input`` names: files (with any name), folders, glob patterns.
 
     Returns:
-        The images, each once, those of a folder sorted.
+        Each image once; the images of a folder are sorted.
 
     Raises:
         UserError: an input does not exist, matches nothing, or is a folder without images.

@@ -1,6 +1,6 @@
 """Opening images of all kinds, the same way in all stages. Works without detectron2.
 
-Formats are Pillow's. Of a file with several frames (TIFF, animated WebP, GIF) the first is taken.
+Formats are Pillow's. A file with several frames (TIFF, animated WebP, GIF) gives the first.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ class UnreadableImageError(UserError):
         reason: The cause alone, in one line; the message also has the file and the remedy.
     """
 
-    # Made again from the message alone by torch when it comes out of a loader's worker.
+    # torch passes on an error of a loader's worker by calling its class with the message alone.
     def __init__(self, message: str, reason: str = ""):
         super().__init__(message)
         self.reason = reason
@@ -63,7 +63,7 @@ def image_size(source: str | Path | ImageSource) -> tuple[int, int]:
     with _opened(source, MAX_MEGAPIXELS) as image:
         width, height = image.size
         swap = _says_orientation(image) and _orientation(image) >= 5
-        # of a TIFF Pillow gives the size as it is after turning
+        # Pillow gives a TIFF's size as it is after turning
         return (height, width) if swap and image.format != "TIFF" else (width, height)
 
 
@@ -109,17 +109,17 @@ def load_box(
     """Part of an image, decoded no finer than needed: what `load_image` gives there, but faster.
 
     A JPEG is decoded at 1/8, 1/4 or 1/2 of its size if the box is then still large enough, and the
-    box is rounded to its pixels. At full size, simplejpeg (``pip install simplejpeg``) decodes in
-    less time than Pillow, and the same.
+    box is rounded to its pixels. At full size, simplejpeg (``pip install simplejpeg``) gives the
+    same pixels as Pillow in less time.
 
     Args:
         source: A path, or anything that opens like one.
         choose: (height, width) of the image -> the box (top, left, height, width).
-        enough: (height, width) that the part should have at least, if the box has.
+        enough: (height, width) that the part should have at least, unless the box is smaller.
         max_megapixels: Larger images are refused before they are decoded; None for no limit.
 
     Returns:
-        (height, width, 3), uint8, RGB; a view of more pixels.
+        (height, width, 3), uint8, RGB; a view of a larger array.
 
     Raises:
         UnreadableImageError: as `load_image`.
@@ -149,7 +149,7 @@ def _decode_fast(jpeg: Image.Image) -> np.ndarray | None:
     jpeg.fp.seek(0)
     try:
         return simplejpeg.decode_jpeg(jpeg.fp.read(), "RGB")
-    except ValueError:  # it is damaged: how badly, Pillow decides
+    except ValueError:  # damaged; Pillow decides whether it can still be used
         return None
 
 
@@ -170,7 +170,7 @@ def _load(image: Image.Image) -> Image.Image:
 def _opened(
     source: str | Path | ImageSource, max_megapixels: float | None
 ) -> Iterator[Image.Image]:
-    """The image with its header read; whatever goes wrong inside names the file."""
+    """The image with its header read; what fails inside becomes an error that names the file."""
     source = Path(source) if isinstance(source, str) else source
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None if max_megapixels is None else int(max_megapixels * 1e6)
@@ -195,7 +195,7 @@ def _opened(
         ) from None
     except Exception as error:  # decoders raise anything, from struct.error to MemoryError
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        if isinstance(error, UnidentifiedImageError):  # its text is that of a Python object
+        if isinstance(error, UnidentifiedImageError):  # its own text shows a Python object
             reason = "it is empty, damaged at its head, or of an unknown format"
         raise UnreadableImageError(
             f"{source} cannot be read as an image ({reason}); repair or remove it", reason
@@ -205,7 +205,10 @@ def _opened(
 
 
 def _says_orientation(image: Image.Image) -> bool:
-    """Of a PNG that does not begin with its EXIF data, Pillow would look for it in all pixels."""
+    """Whether the EXIF data is known without decoding.
+
+    Pillow would search a whole PNG for EXIF data that does not come before the pixels.
+    """
     return image.format != "PNG" or "exif" in image.info
 
 

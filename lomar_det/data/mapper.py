@@ -34,7 +34,7 @@ class RGBDatasetMapper(DatasetMapper):
         augmented = T.AugInput(image)
         try:
             transforms = self.augmentations(augmented)
-        except ValueError as error:  # Pillow's, of an image so narrow that nothing is left of it
+        except ValueError as error:  # Pillow's: an image so narrow that a side becomes 0 pixels
             raise UserError(
                 f"{dataset_dict['file_name']} of {image.shape[1]} x {image.shape[0]} pixels cannot "
                 f"be resized as the config says ({error}); cut it into shorter pieces"
@@ -50,6 +50,6 @@ class RGBDatasetMapper(DatasetMapper):
     def _transform_annotations(self, dataset_dict: dict, transforms, image_shape) -> None:
         if any(not entry.get("iscrowd", 0) for entry in dataset_dict["annotations"]):
             return super()._transform_annotations(dataset_dict, transforms, image_shape)
-        # The base class would take the boxes from masks, and there are none.
+        # The base class takes boxes from masks, and here there are no masks.
         del dataset_dict["annotations"]
         dataset_dict["instances"] = annotations_to_instances([], image_shape)

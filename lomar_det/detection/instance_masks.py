@@ -1,4 +1,4 @@
-"""Masks of instances in images of any size, for a few hundred bytes each."""
+"""Masks of instances in images of any size, in a few hundred bytes each."""
 
 from collections.abc import Iterator, Sequence
 
@@ -99,8 +99,8 @@ class InstanceMasks:
 def _full_rle(region: np.ndarray, x: int, y: int, height: int, width: int) -> dict:
     """Run lengths of a (height, width) image that is zero outside the region at (x, y).
 
-    From the region's own runs, as COCO counts down the columns: nothing of the image's size is
-    made.
+    COCO counts down the columns, so that the runs follow from those of the region. No array of the
+    image's size is made.
     """
     columns = np.pad(region.T, ((0, 0), (1, 1))).astype(np.int8)
     edges = np.diff(columns, axis=1)  # 1 where a run begins, -1 where it has ended

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_area
 
-BORDER = 0.01  # a box that comes as near to a tile's border as this share of its side is cut there
+BORDER = 0.01  # of a tile's side: a box this near to a border of the tile counts as cut there
 
 
 def group_detections(
@@ -26,11 +26,12 @@ def group_detections(
 
     1. A detection that an inner border of its tile cuts is dropped if it lies well inside another
        tile: that one saw the same and more, and decides.
-    2. Of detections that no border cuts, duplicates go by non-maximum suppression per class.
+    2. Non-maximum suppression per class removes duplicates among the detections that no border
+       cuts.
     3. What is left was cut in every tile, since it is larger than the overlap. It is the same
        object as a detection of that class in another tile if both cover the same part, by
-       ``threshold``, of the area that both tiles see. Such parts are one object; are they parts
-       of a detection that no border cuts, they are dropped for it.
+       ``threshold``, of the area that both tiles see. Such parts are one object. If one of them is
+       a detection that no border cuts, it stands alone for the object.
 
     Args:
         boxes: (N, 4) in pixels of the image.
@@ -90,7 +91,7 @@ def _intersect(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _paired_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Row by row, where `box_iou` has every pair; 0 where one is empty."""
+    """Intersection over union of each box of ``a`` with the one in the same row of ``b``; (N,)."""
     both = box_area(_intersect(a, b))
     return both / (box_area(a) + box_area(b) - both).clamp(min=1e-9)
 

@@ -1,6 +1,6 @@
 """Fetches three annotated aerial images of trees and cuts them into a small detection data set.
 
-The images lie in the wheel of the Python package ``deepforest`` (MIT licence), which is fetched
+The images come from the wheel of the Python package ``deepforest`` (MIT licence), which is fetched
 with pip and read as an archive; nothing of it is installed. What is written::
 
     OUTPUT/train/*.jpg                tiles of the training image

@@ -106,7 +106,7 @@ def _check_ids(data: dict, findings: Findings) -> None:
 def _check_objects(data: dict, findings: Findings, for_evaluation: bool) -> None:
     """Every annotation by itself. Boxes of crowds are not compared: nothing is trained on them."""
     images = {image["id"]: image for image in data["images"]}
-    names, boxes = [], []  # of sound objects; a box and its image's size, then the mask's box
+    names, boxes = [], []  # of objects with a sound box: see `_check_boxes`
     seen = set()
     for entry in data["annotations"]:
         image = images[entry["image_id"]]
@@ -162,16 +162,22 @@ def _evaluation_problems(entry: dict) -> Iterable[str]:
 
 
 def _check_boxes(names: list[str], boxes: np.ndarray, findings: Findings) -> None:
-    """Geometry of (N, 10) boxes [x, y, w, h], images [width, height] and masks [x0, y0, x1, y1].
+    """Compares boxes with their images and with their masks.
 
     Mask and box should agree to three pixels, or a tenth of the box; COCO's own do.
+
+    Args:
+        names: Of each object, for the findings.
+        boxes: (N, 10), of each object the box [x, y, w, h], the image's [width, height] and the box
+            around the mask [x0, y0, x1, y1], NaN if there is no mask.
+        findings: Where to note it.
     """
     x, y, w, h, width, height = boxes[:, :6].T
     empty = (w <= 0) | (h <= 0)
     outside = ~empty & ((x < -1) | (y < -1) | (x + w > width + 1) | (y + h > height + 1))
     limit = np.stack([width, height, width, height], axis=1)
     around = boxes[:, 6:].clip(0, limit)
-    mask_empty = (around[:, 2:] <= around[:, :2]).any(1)  # False where there is none
+    mask_empty = (around[:, 2:] <= around[:, :2]).any(1)  # NaN compares as False
     apart = np.abs(np.stack([x, y, x + w, y + h], axis=1).clip(0, limit) - around).max(1)
     elsewhere = ~empty & ~mask_empty & (apart > np.maximum(3, 0.1 * np.maximum(w, h)))
 

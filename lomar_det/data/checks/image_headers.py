@@ -28,7 +28,7 @@ def check_files(
         decode: Read the images completely, not just their headers.
         progress: Show a progress bar.
     """
-    # Starting processes pays for many images only; headers are quick.
+    # A few images are read sooner than processes start, and headers are quick to read.
     enough = len(entries) > (50 if decode else 2000)
     loader = DataLoader(
         _Checked(entries, folder, decode),

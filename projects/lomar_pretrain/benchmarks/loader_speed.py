@@ -17,7 +17,7 @@ from ..data.shard_writer import write_shards
 from ..data.sources import ImageList, find_images
 from ..data.transforms import IMAGENET_MEAN, IMAGENET_STD, PretrainTransform, WithNoise
 
-# pixels of the shortest side: a fifth of the crops, the smallest, is then enlarged to 224
+# Pixels of the shortest side. The smallest fifth of the crops is then enlarged to 224.
 SHRUNK = 320
 LOADER_COLUMNS = {
     "case": "",
@@ -91,7 +91,7 @@ def _loading_rate(images: Sequence, make, num_workers: int, seconds: float) -> f
     batch = min(64, len(images))
     dataset = SeededDataset(images, make, 0)
     loader = iter(stream_loader(dataset, batch, 0, num_workers=num_workers))
-    for _ in range(max(2, 2 * num_workers)):  # until all workers are at it
+    for _ in range(max(2, 2 * num_workers)):  # until all workers have started
         next(loader)
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:

@@ -61,9 +61,9 @@ def write_shards(
 ) -> list[Path]:
     """Writes ``shards-000000.tar`` and so on, in an order shuffled once and for all.
 
-    Training shuffles a few shards at a time only: neighbours must not be of one kind already.
-    Nothing bears its final name before everything is written. Unreadable images are left out and
-    listed in ``bad_images.txt``.
+    Training shuffles only a few shards at a time, so that neighbours must not be of one kind. Files
+    get their final names when all of them are written. Unreadable images are left out and listed in
+    ``bad_images.txt``.
 
     Args:
         images: What to write.
@@ -71,7 +71,7 @@ def write_shards(
         shortest_side: Images with more pixels on their shorter side are shrunk to it and stored
             as JPEG, turned as EXIF says; all others keep their bytes.
         quality: Of those JPEGs, 1 to 95.
-        shard_mb: Size in megabytes from which on a new shard is begun.
+        shard_mb: Megabytes after which a new shard is begun.
         num_workers: Processes that open and shrink; 0 for this one. The shards do not depend on it.
         max_megapixels: Larger images count as unreadable; None for no limit.
         force: Replace the shards that are there.
@@ -134,7 +134,8 @@ def encode(
     """Suffix (without a dot) and bytes of an image for a shard; see `write_shards`.
 
     Raises:
-        UnreadableImageError: it cannot be read; it is decoded in any case, to find out now.
+        UnreadableImageError: it cannot be read. It is decoded to find that out, even where its
+            bytes are kept.
     """
     image = load_image(source, max_megapixels)
     scale = shortest_side / min(image.size) if shortest_side else 1

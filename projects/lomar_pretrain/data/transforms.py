@@ -23,7 +23,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def normalize(images: Tensor) -> Tensor:
     """Images as the encoder sees them: uint8 (..., 3, height, width), ImageNet mean and std.
 
-    Where they lie: loaders give uint8, a quarter of the bytes, and a GPU does this in no time.
+    On the device of the images: loaders send uint8, a quarter of the bytes, and a GPU normalises
+    in no time.
     """
     mean, std = _mean_and_std(images.device)
     images = v2.functional.to_dtype(images, torch.float32, scale=True)
@@ -36,7 +37,7 @@ def denormalize(images: Tensor) -> Tensor:
     return (images * std + mean).clamp(0, 1)
 
 
-@lru_cache(maxsize=8)  # made anew, each would make the host wait for the GPU in every step
+@lru_cache(maxsize=8)  # new tensors in every step would make the host wait for the GPU
 @torch.inference_mode(False)
 def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
     """Of the three channels, each (3, 1, 1)."""
@@ -47,7 +48,7 @@ def _mean_and_std(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def fit_image(image: Image.Image, size: int | tuple[int, int]) -> Tensor:
-    """A whole image, nothing random: resized to cover (height, width), its middle normalised."""
+    """An image resized to cover (height, width), cut to its middle, normalised: nothing random."""
     height, width = to_pair(size)
     image = ImageOps.fit(image, (width, height), method=Image.Resampling.BICUBIC)
     return normalize(v2.functional.pil_to_tensor(image))
@@ -74,8 +75,8 @@ class WithNoise:
 class PretrainTransform:
     """Image -> random crop (3, height, width), uint8: LoMaR's RandomResizedCrop, bicubic.
 
-    Its pixels are those of torchvision's RandomResizedCrop on the whole image; only of a large
-    JPEG, decoded at a fraction of its size, the box is rounded to coarser pixels.
+    Its pixels are those of torchvision's RandomResizedCrop on the whole image, but for large JPEGs:
+    they are decoded at a fraction of their size, and the box is rounded to coarser pixels.
 
     Args:
         img_size: Pixels of the crop, one int or (height, width).
@@ -100,7 +101,7 @@ class PretrainTransform:
         self.max_megapixels = max_megapixels
 
     def __call__(self, source: str | Path | ImageSource) -> Tensor:
-        # twice the pixels, as in Pillow's thumbnails: the last step down is by a proper filter
+        # twice the pixels, as in Pillow's thumbnails, so that a proper filter takes the last step
         enough = 2 * self.size[0], 2 * self.size[1]
         pixels = load_box(source, self.choose_box, enough, self.max_megapixels)
         # a view with the channels last, which torchvision resizes in a quarter of Pillow's time

@@ -1,1 +1,1 @@
-"""What a model reconstructs, and what a run measured, drawn."""
+"""Figures: what a model reconstructs, and what a run measured."""

@@ -42,7 +42,7 @@ def reconstruction_figure(
         images: (name, normalised image (3, height, width)), see `reconstruction.fit_to_model`.
         num_windows: Windows on each image; the model's own number if None.
         seed: Image number i is masked with seed + i.
-        title: Above it all.
+        title: Heading of the figure.
     """
     rows = [
         (name, reconstruct(model, image, num_windows, seed + number))
@@ -99,7 +99,7 @@ def _mae_panels(result: Reconstruction) -> dict[str, Tensor]:
 
 
 def _outline(axis, boxes: Tensor) -> None:
-    """The first window last: it lies on top, as in the images."""
+    """Draws the first window last, so that it lies on top, as in the images."""
     for number, (x, y, width, height) in reversed(list(enumerate(boxes.tolist()))):
         color = OTHER if number else FIRST
         # pixel centres are whole numbers, so that the image begins half a pixel before 0
@@ -130,7 +130,7 @@ def plot_training(metrics: list[dict], output: str | Path) -> Path:
     """Draws what a run measured over its iterations: loss, learning rate, speed, kNN accuracy.
 
     Args:
-        metrics: Lines of a ``metrics.json``. What is in none of them gets no panel.
+        metrics: Lines of a ``metrics.json``. A quantity that none of them has gets no panel.
         output: The PNG to write, in a folder that is there.
     """
     panels = {

@@ -1,4 +1,4 @@
-"""What a model makes of the patches that it does not see, put back into the image.
+"""The patches that a model does not see, reconstructed and put back into the image.
 
 Shapes: L = H * W patches of an image, M windows, K patches of a window, p patch size.
 """
@@ -23,8 +23,8 @@ from ..models.window_sampling import sample_windows
 
 logger = logging.getLogger(__name__)
 
-GREY = 0.5  # what a masked patch is drawn as
-MAX_ASPECT = 4  # of an image's sides; what is longer loses its ends
+GREY = 0.5  # of masked patches
+MAX_ASPECT = 4  # longer to shorter side; images beyond it lose their ends
 MAX_TRIES = 5  # unreadable images in a row before an example is given up
 
 
@@ -51,8 +51,8 @@ class Reconstruction:
 def fit_to_model(image: Image.Image, model: LoMaR | MAE) -> Tensor:
     """An image as the model can reconstruct it: normalised, (3, height, width).
 
-    LoMaR takes every size: the shorter side becomes the model's, the other keeps the image's
-    shape. MAE is bound to the size that it was built for, and gets the middle of the image.
+    LoMaR takes any size: the image is resized until its shorter side is the model's. MAE is bound
+    to the size that it was built for, and gets the middle of the image.
     """
     if isinstance(model, MAE):
         return fit_image(image, model.img_size)
@@ -70,7 +70,7 @@ def open_examples(
 ) -> list[tuple[str, Tensor]]:
     """(name, image as the model takes it) of up to ``number`` entries, spread over all.
 
-    What cannot be read is named in a warning, and one of its neighbours taken instead.
+    A warning names what cannot be read, and one of its neighbours takes its place.
     """
     examples = []
     number = min(number, len(paths))

@@ -10,7 +10,7 @@ from .plots import check_format, reconstruction_figure
 from .reconstruction import open_examples
 
 FILE_NAME = "reconstruction.png"  # where the output is a folder
-MAX_IMAGES = 100  # rows of one sheet, which no viewer would open with more
+MAX_IMAGES = 100  # rows of one sheet; viewers do not open longer ones
 
 
 def visualize(args: argparse.Namespace) -> Path:
@@ -40,7 +40,7 @@ def visualize(args: argparse.Namespace) -> Path:
     try:
         title = Path(args.checkpoint).name
         figure = reconstruction_figure(model, images, args.num_windows, args.seed, title)
-    except ValueError as error:  # the models say what is wrong with these
+    except ValueError as error:  # the model says what is wrong with these settings
         raise UserError(f"--num-windows or --mask-ratio: {error}") from None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
