@@ -1,18 +1,8 @@
-"""Figures of matplotlib, made and written without a display."""
+"""Writing a figure of matplotlib."""
 
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-
-DPI = 120
-
-
-def new_figure(size: tuple[float, float]) -> Figure:
-    """A figure that pyplot does not know: no display, nothing kept after the run."""
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def save_figure(figure: Figure, output: str | Path) -> Path:
