@@ -117,7 +117,7 @@ def losses(output):
 
 
 @pytest.fixture
-def without_images(monkeypatch):
+def without_figures(monkeypatch):
     """Runs that do not draw their loss and their reconstructions, which takes seconds."""
     monkeypatch.setattr(pretraining, "plot_training", lambda *_: None)
 
@@ -136,7 +136,7 @@ def test_a_run_replaces_lists_and_reports(tmp_path):
     assert (output / "reconstruction.png").is_file()
 
 
-@pytest.mark.usefixtures("without_images")
+@pytest.mark.usefixtures("without_figures")
 def test_a_resumed_run_goes_on_with_the_list(tmp_path):
     images, output = folder_of(tmp_path / "images", 9, 3), tmp_path / "out"
     pretrain(images, output, "train.epochs=2")
@@ -145,7 +145,7 @@ def test_a_resumed_run_goes_on_with_the_list(tmp_path):
     assert len(losses(output)) == 12
 
 
-@pytest.mark.usefixtures("without_images")
+@pytest.mark.usefixtures("without_figures")
 def test_too_many_end_the_run_with_a_checkpoint_to_continue_from(tmp_path):
     images, output = folder_of(tmp_path / "images", 22, 11), tmp_path / "out"
     settings = ["train.epochs=3", "train.checkpoint_epochs=99"]
@@ -167,7 +167,7 @@ def test_where_none_may_be_bad_the_first_ends_the_run(tmp_path):
     assert (output / "last_checkpoint").is_file()
 
 
-@pytest.mark.usefixtures("without_images")
+@pytest.mark.usefixtures("without_figures")
 def test_a_run_on_shards_resumes_bit_for_bit(tmp_path):
     images, folder = find_images(folder_of(tmp_path / "images", 12, 0)), tmp_path / "shards"
     assert len(write_shards(images, folder, shard_mb=0.01)) > 1
