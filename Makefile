@@ -13,15 +13,17 @@ PYTEST_ARGS ?=
 PYTEST_WORKERS ?= 2
 DEMO_ARGS ?=
 
-.PHONY: help setup demo test lint format architecture clean FORCE
+.PHONY: help setup demo test check lint format architecture settings clean FORCE
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup    create .venv with everything needed (about 6 GB, some minutes, once)"
 	@echo "make demo     pretrain, train and evaluate on tree crowns; writes output/demo/"
 	@echo "make test     lint, then the tests that need neither a GPU nor much time"
+	@echo "make check    lint, then the tests a person runs between edits: under a minute"
 	@echo "make lint     ruff check and ruff format --check"
 	@echo "make format   let ruff repair and format the code"
+	@echo "make settings       write docs/settings.md from the fields that hold the settings"
 	@echo "make architecture   draw docs/images/architecture.png from the imports"
 	@echo "make clean    remove caches and build products (keeps .venv and output)"
 	@echo
@@ -61,9 +63,15 @@ lint: $(STAMP)
 test: lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m "not slow and not gpu" $(PYTEST_ARGS)
 
+check: lint
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m "not run and not slow and not gpu" $(PYTEST_ARGS)
+
 format: $(STAMP)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+settings: $(STAMP)
+	$(PY) docs/write_settings.py
 
 architecture: $(STAMP)
 	$(PY) docs/draw_architecture.py

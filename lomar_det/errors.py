@@ -2,6 +2,9 @@
 
 import errno
 
+# The end of a remedy: not every tool has the option.
+AGAIN = "then run the same command again, with --resume if it has that option"
+
 
 class UserError(ValueError):
     """Something the user gave is wrong; the message names it, the cause and the remedy.
@@ -27,13 +30,13 @@ def as_user_error(error: BaseException | None) -> UserError | None:
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return UserError(f"{error}; free disk space, then continue with --resume")
+        return UserError(f"{error}; free disk space, {AGAIN}")
     if not isinstance(error, RuntimeError):
         return None
     if str(error).startswith("DataLoader worker (pid"):  # torch's words when one was killed
         return UserError(
             f"{str(error).strip(' .')}. Most often the machine ran out of memory: lower "
-            "num_workers (of data, or dataloader.train), or make room, then continue with --resume"
+            f"num_workers (of data, or dataloader.train), or make room, {AGAIN}"
         )
     # torch.save buries a full disk under an error of its zip writer
     cause = error.__context__

@@ -8,20 +8,12 @@ from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from omegaconf import OmegaConf
 
+from lomar_det.config.settings import DetectionData
 from lomar_det.data import RGBDatasetMapper, build_train_loader
 from lomar_det.detection.evaluation import CocoEvaluator
 
-data = OmegaConf.create(
-    {
-        "image_size": 1024,
-        "min_scale": 0.1,
-        "max_scale": 2.0,
-        # train on images without objects, too: False
-        "filter_empty": True,
-        # pycocotools, or hotcoco: the same numbers, much sooner (pip install hotcoco)
-        "evaluator": "pycocotools",
-    }
-)
+# Every setting, its default and what it means: docs/settings.md.
+data = DetectionData.defaults()
 
 dataloader = OmegaConf.create()
 

@@ -7,14 +7,13 @@ where the annotations have boxes only), detections per image and iterations foll
 Batch 16 at 1024x1024 goes through four GPUs at once, and through one in four passes.
 """
 
-from ..common.detection_data import data, dataloader
+from lomar_det.config.settings import OwnData
+
+from ..common.detection_data import dataloader
 from ..common.detection_train import lr_multiplier, optimizer, train
 from ..common.models.mask_rcnn_lomar_vit import model
 
-data.train = {"annotations": "???", "images": "???"}
-data.val = {"annotations": "???", "images": "???"}
-# detections kept per image, and maxDets of AP; auto: 100, or as many hundreds as val needs
-data.max_detections = "auto"
+data = OwnData.defaults()
 
 dataloader.train.total_batch_size = 16
 optimizer.lr = 5e-5

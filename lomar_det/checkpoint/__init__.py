@@ -1,6 +1,6 @@
 """Weights from elsewhere: the one place where they are read, renamed, checked and reported.
 
-`serialization` reads and writes files, `state_dicts` finds the tensors in them, `layouts` finds the
+`serialization` reads and writes files, `state_dicts` finds the tensors in them, `rename` finds the
 encoder in what others wrote, `load` puts it into a model, and `convert` into another file.
 """
 

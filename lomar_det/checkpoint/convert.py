@@ -14,8 +14,8 @@ from torch import Tensor
 from .. import __version__
 from ..errors import UserError
 from ..layers import grid_size, sincos_pos_embed
-from .layouts import USUAL_NUM_HEADS, Checkpoint, read_checkpoint
 from .load import by_reason
+from .rename import USUAL_NUM_HEADS, Checkpoint, read_checkpoint
 from .serialization import save_atomically
 from .state_dicts import backbone_state_dict, read_state_dict
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..layers import NUM_BUCKETS, NUM_SPATIAL_BUCKETS, resize_pos_embed
 from ..modeling import LoMaRViT
-from .layouts import USUAL_NUM_HEADS, Checkpoint, architecture_of, read_checkpoint
+from .rename import USUAL_NUM_HEADS, Checkpoint, architecture_of, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def _shorten(names: list[str], limit: int = 4) -> str:
     return ", ".join(names[:limit]) + rest
 
 
-def load_weights(model: nn.Module, path: str | Path, ema: bool = False) -> LoadReport:
+def load_weights(model: nn.Module, path: str | Path | Checkpoint, ema: bool = False) -> LoadReport:
     """Loads a checkpoint into a detector or a backbone, and says what became of every tensor.
 
     A checkpoint of a whole detector fills all of the model that is built alike; anything else
@@ -77,7 +77,7 @@ def load_weights(model: nn.Module, path: str | Path, ema: bool = False) -> LoadR
     Args:
         model: A `LoMaRViT`, or any module that contains one.
         path: ``.pth``, ``.safetensors`` or ``.pkl``: our files, LoMaR's, MAE's, timm's, and
-            detectron2's ViTDet models.
+            detectron2's ViTDet models; or what `read_checkpoint` found in one.
         ema: Take the averaged weights that the file holds beside the model's.
 
     Raises:
@@ -86,7 +86,7 @@ def load_weights(model: nn.Module, path: str | Path, ema: bool = False) -> LoadR
             unchanged.
     """
     prefix, encoder = find_encoder(model)
-    found = read_checkpoint(path, ema)
+    found = path if isinstance(path, Checkpoint) else read_checkpoint(path, ema)
     state, report = _fit_encoder(found, encoder, f"model.{prefix}")
     state = {prefix + name: value for name, value in state.items()}
     own = model.state_dict()

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from detectron2.utils.file_io import PathManager
 
-from ..errors import UserError
+from ..errors import AGAIN, UserError
 from .safe_pickle import load_numpy_pickle
 
 
@@ -44,7 +44,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise UserError(
             f"{path} could not be written ({cause}); earlier checkpoints are untouched. Free disk "
-            "space or fix the permissions, then continue with --resume"
+            f"space or fix the permissions, {AGAIN}"
         ) from error
     with contextlib.suppress(OSError):  # some network file systems cannot flush a folder
         folder = os.open(path.parent, os.O_RDONLY)

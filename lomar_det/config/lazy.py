@@ -1,9 +1,11 @@
 """Loading a LazyConfig with overrides, with one clear error for what a user mistyped."""
 
 import builtins
+import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import LazyConfig, instantiate
 from detectron2.utils.registry import locate
@@ -22,8 +24,15 @@ CONFIGS = next(
 )
 
 
-def load_config(path: str | Path, overrides: list[str]) -> DictConfig:
-    """Reads a config file and applies ``key=value`` overrides.
+def load_config(
+    path: str | Path, overrides: Sequence[str], values: Mapping[str, Any] | None = None
+) -> DictConfig:
+    """Reads a config file, applies overrides, and freezes it: nothing assigns into it afterwards.
+
+    Args:
+        path: A LazyConfig.
+        overrides: ``key=value``, as on a command line.
+        values: The same with Python values, by dotted names.
 
     Raises:
         UserError: the file is missing or no LazyConfig, or a setting does not exist.
@@ -54,11 +63,38 @@ def load_config(path: str | Path, overrides: list[str]) -> DictConfig:
             _apply(cfg, override)
         except (HydraException, OmegaConfBaseException, ValueError, KeyError, TypeError) as error:
             raise UserError(f"the override {override!r} cannot be applied: {error}") from None
+    for key, value in (values or {}).items():
+        _check_exists(cfg, key, path, added=False)
+        try:
+            OmegaConf.update(cfg, key, value, merge=isinstance(value, dict))
+        except (OmegaConfBaseException, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{key}={value!r} cannot be set: {error}") from None
     try:
         OmegaConf.to_container(cfg, resolve=True)
     except InterpolationResolutionError as error:  # its first line says what, the others where
         raise UserError(f"{path}, with overrides: {str(error).splitlines()[0]}") from None
+    return frozen(cfg)
+
+
+def frozen(cfg: DictConfig) -> DictConfig:
+    """The same config, which refuses assignments from now on."""
+    OmegaConf.set_readonly(cfg, True)
     return cfg
+
+
+def thawed(cfg: DictConfig) -> DictConfig:
+    """A copy that can be written."""
+    cfg = copy.deepcopy(cfg)
+    OmegaConf.set_readonly(cfg, False)
+    return cfg
+
+
+def with_settings(cfg: DictConfig, values: Mapping[str, Any]) -> DictConfig:
+    """A frozen copy with other values, by dotted names: what follows from the data, say."""
+    cfg = thawed(cfg)
+    for key, value in values.items():
+        OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+    return frozen(cfg)
 
 
 def require_sections(cfg: DictConfig, path: str | Path, folder: str, *names: str) -> None:
@@ -79,23 +115,6 @@ def require_sections(cfg: DictConfig, path: str | Path, folder: str, *names: str
             raise UserError(
                 f"{path} is no config for this tool: it has no {name}; see configs/{folder}"
             )
-
-
-def set_option(cfg: DictConfig, key: str, value, path: str | Path) -> None:
-    """Sets ``key`` to a Python value: what ``key=value`` does with text.
-
-    Args:
-        cfg: The config, read from ``path``.
-        key: With dots: ``train.epochs``.
-
-    Raises:
-        UserError: the setting does not exist, or cannot hold the value.
-    """
-    _check_exists(cfg, key, path, added=False)
-    try:
-        OmegaConf.update(cfg, key, value, merge=isinstance(value, dict))
-    except (OmegaConfBaseException, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{key}={value!r} cannot be set: {error}") from None
 
 
 def find_config(name: str | Path, folder: str) -> Path:
@@ -163,14 +182,22 @@ def _arguments(target: Callable | str) -> tuple[set[str], bool]:
     return {p.name for p in parameters}, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def instantiate_section(cfg: DictConfig, section: str):
+def instantiate_section(cfg: DictConfig, section: str, **live: Any) -> Any:
     """A loader, an optimizer, ... by its place in a config, such as ``dataloader.train``.
+
+    Args:
+        cfg: The config.
+        section: An ``L(...)`` call in it.
+        **live: Arguments that no config can hold, such as the model, or that the run decides.
 
     Raises:
         UserError: images are missing, or a setting is one that it cannot have.
     """
+    node = OmegaConf.select(cfg, section)
     try:
-        return instantiate(OmegaConf.select(cfg, section))
+        if isinstance(node, DictConfig):
+            return instantiate({key: node[key] for key in node if key not in live} | live)
+        return instantiate(node)
     except FileNotFoundError as error:
         raise UserError(
             f"{error.filename} does not exist: COCO is looked for in the folder that the "
@@ -185,4 +212,5 @@ def instantiate_section(cfg: DictConfig, section: str):
 
 def as_list(setting) -> list[str]:
     """A setting that may be one path or several."""
-    return [str(path) for path in setting] if OmegaConf.is_list(setting) else [str(setting)]
+    several = OmegaConf.is_list(setting) or isinstance(setting, list | tuple)
+    return [str(path) for path in setting] if several else [str(setting)]

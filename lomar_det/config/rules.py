@@ -1,7 +1,7 @@
-"""What a setting may be, in words and as a test, and the one place where settings are checked.
+"""What a value may be, in words and as a test.
 
-Commands and models state their rules as a table from names to `Rule`; the first value that breaks
-its rule is refused with those words, before any data is looked at.
+Sections of a config (`lomar_det.config.section`) and models state a `Rule` for every setting; the
+first value that breaks its rule is refused with those words, before any data is looked at.
 """
 
 import math
@@ -68,28 +68,6 @@ def pair(rule: Rule, ascending: bool = False) -> Rule:
 
 FLAG = Rule("True or False", lambda value: isinstance(value, bool))
 TEXT = Rule("text (a number as \"'5'\")", lambda value: isinstance(value, str))
-
-# Of the ``train`` section that every run has: `configs/common/run.py`.
-RUN_RULES = {
-    "train.output_dir": TEXT | one_of(None),  # which is then said to be empty
-    "train.init_checkpoint": TEXT | one_of(None),
-    "train.device": TEXT,
-    "train.precision": one_of("auto", "bf16", "fp16", "fp32"),
-    # not "in range": of a word, that would compare it with all of them, for minutes
-    "train.seed": Rule(
-        "a whole number from 0 to 2**32 - 1", lambda v: whole(0).holds(v) and v < 2**32
-    ),
-    "train.accumulation_steps": whole(1) | one_of("auto"),
-    "train.max_batch_per_gpu": whole(1),
-    "train.clip_grad_norm": number("[0, inf)") | one_of(None),
-    "train.compile": FLAG,
-    "train.ema_decay": number("(0, 1)") | one_of(None),
-    "train.max_skipped_steps": whole(0),
-    "train.overwrite": FLAG,
-    "train.log_period": whole(1),
-    "train.ddp.broadcast_buffers": FLAG,
-    "train.ddp.find_unused_parameters": FLAG,
-}
 
 
 def check_settings(settings: Mapping, rules: Mapping[str, Rule]) -> None:

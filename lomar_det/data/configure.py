@@ -1,58 +1,118 @@
-"""From ``data.{train,val}.{annotations,images}`` to a config that is ready to train."""
+"""From ``data.{train,val}.{annotations,images}`` to a config that is ready to train.
+
+`configure_data` looks at the files and returns what follows from them; `DataFacts.apply` is the one
+place where that enters a config.
+"""
 
 import logging
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ..config.lazy import as_list
+from ..config.lazy import as_list, with_settings
+from ..config.settings import OwnData
 from ..errors import UserError
 from .coco import CocoSummary, merge_summaries, register_coco
 
 logger = logging.getLogger(__name__)
 
+WITHOUT_MASKS = {
+    "model.roi_heads.mask_in_features": None,
+    "model.roi_heads.mask_pooler": None,
+    "model.roi_heads.mask_head": None,
+    "dataloader.train.mapper.use_instance_mask": False,
+    "dataloader.train.mapper.recompute_boxes": False,
+}
 
-def configure_data(cfg: DictConfig, training: bool = True) -> None:
-    """Registers the user's data and makes everything that depends on it follow, in place.
 
-    Sets the names in ``dataloader``, the number of classes of all heads, the mask head (off, with a
-    log line, where the annotations have boxes only), the mask format, the detections kept per
-    image, and ``train.max_iter`` from ``train.epochs``. A config without ``data.val`` (COCO
-    under its registered names) gets only the latter, from ``data.num_images``.
+@dataclass(frozen=True)
+class DataFacts:
+    """What COCO-format files say about the detector that is trained or evaluated on them.
+
+    Attributes:
+        names: Split -> the names that it is registered under.
+        classes: Names of the classes, in the order of the model's.
+        use_masks: Train and evaluate a mask head.
+        has_rle: Masks are run lengths, at least some.
+        max_detections: Kept per image.
+        num_images: To train on.
+    """
+
+    names: Mapping[str, str | list[str]]
+    classes: tuple[str, ...]
+    use_masks: bool
+    has_rle: bool
+    max_detections: int
+    num_images: int
+
+    def apply(self, cfg: DictConfig) -> DictConfig:
+        """The config with everything that depends on the data; also for a cascade."""
+        heads, limit = cfg.model.roi_heads, self.max_detections
+        values: dict[str, Any] = {
+            "model.roi_heads.num_classes": len(self.classes),
+            "dataloader.test.dataset.names": self.names["val"],
+            "data.max_detections": limit,
+        }
+        if "train" in self.names:
+            values["dataloader.train.dataset.names"] = self.names["train"]
+        if not self.use_masks:
+            values |= WITHOUT_MASKS
+        elif self.has_rle:
+            values["dataloader.train.mapper.instance_mask_format"] = "bitmask"
+        stages = range(len(heads.get("box_predictors") or ()))
+        predictors = [f"box_predictors.{stage}" for stage in stages] or ["box_predictor"]
+        for name in predictors:
+            values[f"model.roi_heads.{name}.test_topk_per_image"] = limit
+        proposals = cfg.model.proposal_generator.post_nms_topk
+        values["model.proposal_generator.post_nms_topk"] = [
+            proposals[0],
+            max(proposals[1], limit),
+        ]
+        if cfg.dataloader.get("evaluator") is not None:
+            values["dataloader.evaluator.max_dets_per_image"] = limit
+        return with_settings(cfg, values)
+
+
+def configure_data(cfg: DictConfig, training: bool = True) -> DataFacts | None:
+    """Registers the user's data in detectron2 and finds out what follows from it.
 
     Args:
-        cfg: A LazyConfig of `configs/custom` or `configs/coco`, overrides applied.
+        cfg: A config of `configs/custom`.
         training: False for evaluation, which needs the ``val`` part only.
+
+    Returns:
+        The facts; None for a config without ``data.val``: COCO under its registered names.
 
     Raises:
         UserError: a setting is missing, or see `read_coco_summary`.
     """
     if "val" not in cfg.data:
-        if training:
-            _configure_iterations(cfg, cfg.data.get("num_images"))
-        return
-    val = _register(cfg, "val")
-    train = val
+        return None
+    data = OwnData.read(cfg, "data", skip=() if training else ("train",))
+    names, val = _register("val", data.val.annotations, data.val.images)
+    split_names, train = {"val": names}, val
     if training:
-        train = _register(cfg, "train")
+        names, train = _register("train", data.train.annotations, data.train.images)
+        split_names["train"] = names
         _check_same_categories(train, val)
-    heads = cfg.model.roi_heads
-    heads.num_classes = len(train.class_names)
-    _configure_masks(cfg, train, val)
-    _configure_max_detections(cfg, val.max_instances)
-    if training:
-        filtered = cfg.dataloader.train.dataset.filter_empty
-        _configure_iterations(cfg, train.num_annotated_images if filtered else train.num_images)
+    return DataFacts(
+        names=split_names,
+        classes=train.class_names,
+        use_masks=_use_masks(cfg, train, val),
+        has_rle=train.has_rle,
+        max_detections=_max_detections(data.max_detections, val.max_instances),
+        num_images=train.num_annotated_images if data.filter_empty else train.num_images,
+    )
 
 
-def _register(cfg: DictConfig, split: str) -> CocoSummary:
+def _register(
+    split: str, annotations: str | list[str], images: str | list[str]
+) -> tuple[str | list[str], CocoSummary]:
     """Registers a split; that of training may be several files."""
-    part = cfg.data[split]
-    for key in ("annotations", "images"):
-        if OmegaConf.is_missing(part, key) or not part[key]:
-            what = "COCO-format JSON file" if key == "annotations" else "folder of its images"
-            raise UserError(f"data.{split}.{key} is not set: give the {what}")
-    files, folders = as_list(part.annotations), as_list(part.images)
+    files, folders = as_list(annotations), as_list(images)
     if len(folders) == 1:
         folders *= len(files)
     if len(files) != len(folders):
@@ -69,9 +129,7 @@ def _register(cfg: DictConfig, split: str) -> CocoSummary:
     ]
     for other in summaries[1:]:
         _check_same_categories(summaries[0], other)
-    loader = cfg.dataloader.train if split == "train" else cfg.dataloader.test
-    loader.dataset.names = names if len(names) > 1 else names[0]
-    return merge_summaries(summaries)
+    return names if len(names) > 1 else names[0], merge_summaries(summaries)
 
 
 def _check_same_categories(first: CocoSummary, second: CocoSummary) -> None:
@@ -85,73 +143,25 @@ def _check_same_categories(first: CocoSummary, second: CocoSummary) -> None:
         )
 
 
-def _configure_masks(cfg: DictConfig, train: CocoSummary, val: CocoSummary) -> None:
-    if cfg.model.roi_heads.get("mask_head") is None:
-        switch_masks_off(cfg)  # as the user wants: also what belongs to the head
-        return
+def _use_masks(cfg: DictConfig, train: CocoSummary, val: CocoSummary) -> bool:
+    if OmegaConf.select(cfg, "model.roi_heads.mask_head") is None:
+        return False  # as the user wants
     if not train.has_masks:
         some = f"masks for {train.num_masks} of {train.num_instances} objects"
         what = some if train.num_masks else "boxes only"
         logger.warning("%s has %s: the mask head is off", train.annotations, what)
-        switch_masks_off(cfg)
-        return
+        return False
     if val.num_instances and not val.has_masks:
         raise UserError(
             f"{train.annotations} has masks but {val.annotations} has not: give both masks, or "
             "train on boxes only with model.roi_heads.mask_head=null"
         )
-    if train.has_rle:
-        cfg.dataloader.train.mapper.instance_mask_format = "bitmask"
+    return True
 
 
-def switch_masks_off(cfg: DictConfig) -> None:
-    """Takes the mask head out of the model, and masks out of the loader."""
-    heads, mapper = cfg.model.roi_heads, cfg.dataloader.train.mapper
-    heads.mask_in_features = heads.mask_pooler = heads.mask_head = None
-    mapper.use_instance_mask = mapper.recompute_boxes = False
-
-
-def _configure_max_detections(cfg: DictConfig, max_instances: int) -> None:
+def _max_detections(setting: int | str, max_instances: int) -> int:
     """Crowded images need more than COCO's 100 detections, in the model and in the metrics."""
-    if cfg.data.get("max_detections", "auto") == "auto":
-        cfg.data.max_detections = max(100, math.ceil(max_instances / 100) * 100)
-    limit = cfg.data.max_detections
-    if not isinstance(limit, int) or limit < 1:
-        raise UserError(f"data.max_detections={limit} must be auto or a whole number, at least 1")
+    limit = max(100, math.ceil(max_instances / 100) * 100) if setting == "auto" else int(setting)
     if limit != 100:
         logger.info("Up to %d objects in an image: keeping %d detections", max_instances, limit)
-    heads = cfg.model.roi_heads
-    for predictor in heads.get("box_predictors") or [heads.box_predictor]:  # cascade or not
-        predictor.test_topk_per_image = limit
-    proposals = cfg.model.proposal_generator.post_nms_topk
-    cfg.model.proposal_generator.post_nms_topk = (proposals[0], max(proposals[1], limit))
-    if cfg.dataloader.get("evaluator") is not None:
-        cfg.dataloader.evaluator.max_dets_per_image = limit
-
-
-def _configure_iterations(cfg: DictConfig, num_images: int | None) -> None:
-    epochs, batch = cfg.train.epochs, cfg.dataloader.train.total_batch_size
-    if cfg.train.max_iter is not None:
-        if epochs is not None:
-            logger.warning("train.max_iter is set: train.epochs=%g does not count", epochs)
-    elif epochs is None or num_images is None:
-        raise UserError("give the length of the run: train.epochs or train.max_iter")
-    else:
-        cfg.train.max_iter = math.ceil(epochs * num_images / batch)
-        logger.info(
-            "%g epochs x %d images / batch %d = %d iterations",
-            epochs,
-            num_images,
-            batch,
-            cfg.train.max_iter,
-        )
-    usual, lr = cfg.train.lr_batch_size, cfg.optimizer.lr
-    if usual not in (None, batch):
-        logger.warning(
-            "the learning rate %g is meant for batch %d, this run has %d; scaled linearly it would "
-            "be %g (optimizer.lr)",
-            lr,
-            usual,
-            batch,
-            lr * batch / usual,
-        )
+    return limit

@@ -10,7 +10,7 @@ import logging
 import random
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
+
+Unreadable = tuple[str, str]  # name of an image, and the reason
+
+
+class ReportedBatch(NamedTuple):
+    """A batch, and the images that other ones stand for in it because they cannot be read."""
+
+    samples: Any
+    unreadable: list[Unreadable]
 
 
 def get_rank() -> int:

@@ -26,15 +26,9 @@ def tile_spans(length: int, tile_size: int, overlap: int) -> list[tuple[int, int
     Raises:
         UserError: a negative size, or an overlap that is not smaller than the tile.
     """
-    if tile_size < 0 or overlap < 0:
-        raise UserError(f"tile size ({tile_size}) and overlap ({overlap}) must not be negative")
+    check_tiling(tile_size, overlap)
     if tile_size == 0 or length <= tile_size:
         return [(0, length)]
-    if overlap >= tile_size:
-        raise UserError(
-            f"overlap ({overlap}) must be smaller than the tile size ({tile_size}); "
-            "choose a smaller overlap or larger tiles"
-        )
     if overlap == 0:
         count = math.ceil(length / tile_size)
         edges = [round(i * length / count) for i in range(count + 1)]
@@ -43,6 +37,17 @@ def tile_spans(length: int, tile_size: int, overlap: int) -> list[tuple[int, int
     # Rounded down, neighbours are never further apart than tile_size - overlap.
     starts = [i * (length - tile_size) // (count - 1) for i in range(count)]
     return [(start, start + tile_size) for start in starts]
+
+
+def check_tiling(tile_size: int, overlap: int) -> None:
+    """Refuses sizes that cut nothing, as `tile_spans` says."""
+    if tile_size < 0 or overlap < 0:
+        raise UserError(f"tile size ({tile_size}) and overlap ({overlap}) must not be negative")
+    if 0 < tile_size <= overlap:
+        raise UserError(
+            f"overlap ({overlap}) must be smaller than the tile size ({tile_size}); "
+            "choose a smaller overlap or larger tiles"
+        )
 
 
 def tile_boxes(size: tuple[int, int], tile_size: int, overlap: int) -> Iterator[Box]:

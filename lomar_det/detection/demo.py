@@ -5,11 +5,13 @@ import json
 import logging
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from detectron2.structures import Instances
 from tqdm import tqdm
 
+from ..config.settings import DetectionSettings
 from ..data.image_files import IMAGE_SUFFIXES, find_image_files
 from ..data.images import load_image
 from ..engine.setup import setup_run
@@ -22,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(args: argparse.Namespace) -> list[str]:
-    """Runs a detector on images; returns what could not be read, as messages.
+    """Runs a detector on images; returns a message for each image that could not be read.
 
     Writes ``instances.json`` and, unless told otherwise, a drawn image for every one.
 
@@ -33,8 +35,7 @@ def main(args: argparse.Namespace) -> list[str]:
     paths = find_image_files(args.input)
     _refuse_output_among(paths, output)
     cfg = load_any_config(args.config_file, args.opts)
-    cfg.train.output_dir = str(output)
-    setup_run(cfg)
+    setup_run(replace(DetectionSettings.read(cfg, "train"), output_dir=str(output)))
     predictor = Predictor(
         cfg,
         confidence_threshold=args.confidence_threshold,
@@ -53,15 +54,17 @@ def _refuse_output_among(paths: list[Path], output: Path) -> None:
     inside = [path for path in paths if folder in path.resolve().parents]
     if inside:
         raise UserError(
-            f"--output {output} is the folder of {inside[0]}: choose another one, where drawn "
-            "images are not taken for images to look at, nor written over them"
+            f"--output {output} is the folder of {inside[0]}: choose another folder, drawn images "
+            "would be taken as input, or overwrite it"
         )
 
 
 def predict_images(
     predictor: Predictor, paths: list[Path], output: Path, draw: bool = True
 ) -> list[str]:
-    """Writes ``instances.json`` and, with ``draw``, images under their paths' last parts.
+    """Writes ``instances.json`` and, with ``draw``, drawn images.
+
+    Those keep their paths relative to the folder that all images have in common.
 
     ``instances.json`` is a list in COCO's results format with the ``file_name`` of every instance
     besides; ``image_id`` counts the images from 1. It is written also when something ends the
@@ -109,7 +112,7 @@ def predict_images(
 def to_coco_results(
     instances: Instances, image_id: int, file_name: str, categories: list[dict]
 ) -> list[dict]:
-    """Instances in COCO's results format, with the image's name besides."""
+    """Instances in COCO's results format, plus the image's file name."""
     boxes = instances.pred_boxes.tensor
     boxes = boxes.clone()
     boxes[:, 2:] -= boxes[:, :2]

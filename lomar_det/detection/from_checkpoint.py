@@ -1,4 +1,4 @@
-"""A detector, and the names of its classes, from a checkpoint."""
+"""A detector, and the names of its classes, from a checkpoint that is read once."""
 
 import logging
 import re
@@ -9,72 +9,76 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ..checkpoint import load_weights, read_state_dict
-from ..config.lazy import require_sections
+from ..checkpoint import load_weights
+from ..checkpoint.rename import Checkpoint, read_checkpoint
+from ..config.lazy import require_sections, with_settings
 from ..config.rules import check_settings, whole
-from ..data.classes import check_class_names
 from ..data.coco import read_categories
-from ..data.configure import switch_masks_off
+from ..data.configure import WITHOUT_MASKS
 from ..errors import UserError
 from ..modeling.build import build_model
 
 logger = logging.getLogger(__name__)
 
 
-def load_detector(
-    cfg: DictConfig, device: torch.device, classes: list[str] | None = None
-) -> nn.Module:
-    """The model of a config with the weights of ``train.init_checkpoint``, ready to evaluate.
+def load_detector(cfg: DictConfig, found: Checkpoint, device: torch.device) -> nn.Module:
+    """The model of a config with a checkpoint's weights, ready to evaluate.
+
+    A detector that was trained on boxes alone has no mask head, whatever the config says.
 
     Args:
         cfg: The config.
-        device: Where the model shall be.
-        classes: Names of the classes that it must detect; None or none if nobody knows them.
+        found: What `read_checkpoint` found in the file.
+        device: Where the model runs.
 
     Raises:
         UserError: the file does not hold the whole detector, or one of other classes.
     """
-    path = cfg.train.init_checkpoint
-    if not path:
-        raise UserError("a trained detector is needed: train.init_checkpoint=FILE")
-    names, meta = read_state_dict(path)
-    check_class_names(meta.get("classes"), classes or [], path)
-    if not any("mask_head" in name for name in names) and any("roi_heads" in n for n in names):
-        switch_masks_off(cfg)  # it was trained on boxes only
+    has_heads = any(name.startswith("roi_heads.") for name in found.outside)
+    if has_heads and not any("mask_head" in name for name in found.outside):
+        cfg = with_settings(cfg, WITHOUT_MASKS)
     model = build_model(cfg).to(device).eval()
-    report = load_weights(model, path)
+    report = load_weights(model, found)
     missing = [name for name in report.initialised if not name.startswith("pixel_")]
     reshaped = [f"{name}, {why}" for name, why in report.dropped.items() if "shape" in why]
     if reshaped:
         raise UserError(
-            f"{path} is a detector for other classes, or with other heads: {reshaped[0]}; use the "
-            "config that it was trained with, and annotations with the same categories"
+            f"{found.path} is a detector for other classes, or with other heads: {reshaped[0]}; "
+            "use the config that it was trained with, and annotations with the same categories"
         )
     if missing:
         raise UserError(
-            f"{path} is not a checkpoint of the whole detector: {len(missing)} tensors are "
+            f"{found.path} is not a checkpoint of the whole detector: {len(missing)} tensors are "
             f"missing, first {missing[0]}"
         )
     return model
 
 
-def follow_checkpoint(cfg: DictConfig) -> dict:
-    """Sets the number of classes to the checkpoint's, for those who have no annotations.
+def read_detector(cfg: DictConfig, path: str | Path | None = None) -> tuple[DictConfig, Checkpoint]:
+    """Reads a detector's file and takes the number of classes from it: no annotations are needed.
+
+    Args:
+        cfg: A detection config.
+        path: The file; by default the config's ``train.init_checkpoint``.
 
     Returns:
-        The checkpoint's ``meta``.
+        The config with that number, and what is in the file.
+
+    Raises:
+        UserError: the config is of another stage, or there is no such file.
     """
     needed = "model.roi_heads", "data.image_size", "dataloader.test", "train.init_checkpoint"
     require_sections(cfg, "the config", "coco and configs/custom", *needed)
     check_settings(cfg, {"data.image_size": whole(1)})
-    if not cfg.train.init_checkpoint:
-        return {}
-    tensors, meta = read_state_dict(cfg.train.init_checkpoint)
-    for name, value in tensors.items():
-        # with one more for the background; a cascade has several predictors
+    path = path or cfg.train.init_checkpoint
+    if not path:
+        raise UserError("a trained detector is needed: train.init_checkpoint=FILE")
+    found = read_checkpoint(path)
+    for name, value in found.outside.items():
+        # one row more, for the background; a cascade has several predictors
         if re.fullmatch(r"roi_heads\.box_predictor\.(\d+\.)?cls_score\.weight", name):
-            cfg.model.roi_heads.num_classes = value.shape[0] - 1
-    return meta
+            cfg = with_settings(cfg, {"model.roi_heads.num_classes": value.shape[0] - 1})
+    return cfg, found
 
 
 def find_categories(
@@ -110,7 +114,7 @@ def find_categories(
             return _plain(categories)
         if len(known) != num_classes and source != "COCO":
             logger.warning(
-                "%s has %d classes, the checkpoint %d: it names none",
+                "%s has %d classes, the checkpoint %d: its names are not used",
                 source,
                 len(known),
                 num_classes,

@@ -1,6 +1,5 @@
 """A trained detector as a function: an image in, its instances out."""
 
-import copy
 import logging
 from pathlib import Path
 
@@ -16,10 +15,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.images import load_image
-from ..data.tiles import Box, tile_boxes, tile_spans
+from ..data.tiles import Box, check_tiling, tile_boxes
 from ..engine.device import autocast, pick_device, resolve_precision
 from ..errors import UserError
-from .from_checkpoint import find_categories, follow_checkpoint, load_detector
+from .from_checkpoint import find_categories, load_detector, read_detector
 from .instance_masks import InstanceMasks
 from .merging import group_detections
 from .yaml_route import load_any_config
@@ -43,7 +42,7 @@ class Predictor:
         checkpoint: The whole detector; by default the config's ``train.init_checkpoint``.
         confidence_threshold: Detections must score above it.
         max_detections: Most detections of an image, the best ones; by default the config's
-            number, of a tile where there are tiles.
+            number, which then counts for each tile.
         tile_size: Look at larger images in tiles of this many pixels; 0 looks at them whole.
         tile_overlap: Pixels that neighbouring tiles share; by default a quarter of their size.
         classes: See `find_categories`.
@@ -71,21 +70,17 @@ class Predictor:
             raise UserError(f"confidence threshold {confidence_threshold} is not between 0 and 1")
         if max_detections is not None and max_detections < 1:
             raise UserError(f"the most detections of an image, {max_detections}, must be above 0")
-        is_config = isinstance(config, DictConfig)
-        cfg = copy.deepcopy(config) if is_config else load_any_config(config, [])
-        if checkpoint is not None:
-            cfg.train.init_checkpoint = str(checkpoint)
+        cfg = config if isinstance(config, DictConfig) else load_any_config(config, [])
+        cfg, found = read_detector(cfg, checkpoint)
         self.max_detections = max_detections
         self.tile_size = tile_size
         self.tile_overlap = tile_size // 4 if tile_overlap is None else tile_overlap
-        tile_spans(self.tile_size + 1, self.tile_size, self.tile_overlap)  # refuses wrong sizes
+        check_tiling(tile_size, self.tile_overlap)
         self.device = pick_device(cfg.train.device)
         self.dtype = resolve_precision(cfg.train.precision, self.device)
-        meta = follow_checkpoint(cfg)
-        self.model = load_detector(cfg, self.device)
-        self.categories = find_categories(
-            cfg, cfg.model.roi_heads.num_classes, meta.get("classes"), classes
-        )
+        self.model = load_detector(cfg, found, self.device)
+        num_classes = cfg.model.roi_heads.num_classes
+        self.categories = find_categories(cfg, num_classes, found.meta.get("classes"), classes)
         self.image_size = cfg.data.image_size
         augmentations = instantiate(cfg.dataloader.test.mapper.augmentations)
         self._augment = T.AugmentationList(list(augmentations))
@@ -96,7 +91,7 @@ class Predictor:
                 if isinstance(limit, int):  # a config may say "auto"
                     module.test_topk_per_image = limit
         if isinstance(limit, int):
-            topk = self.model.proposal_generator.post_nms_topk  # by whether it is training
+            topk = self.model.proposal_generator.post_nms_topk  # keys: is it training?
             topk[False] = max(topk[False], limit)
 
     def __call__(self, image: str | Path | Image.Image | np.ndarray) -> Instances:
@@ -130,7 +125,7 @@ class Predictor:
         augmented = T.AugInput(pixels)
         try:
             self._augment(augmented)
-        except ValueError as error:  # Pillow's, of an image so narrow that nothing is left of it
+        except ValueError as error:  # an image so narrow that a side becomes 0 pixels
             raise UserError(
                 f"an image of {width} x {height} pixels cannot be resized to {self.image_size} "
                 f"({error}); cut it into shorter pieces, or use tiles"

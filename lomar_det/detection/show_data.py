@@ -1,4 +1,4 @@
-"""Images of what a detector is trained on."""
+"""Draws what a detector is trained on."""
 
 from itertools import islice
 from pathlib import Path
@@ -36,16 +36,17 @@ def visualize_detection_data(
     Raises:
         UserError: see `configure_data`.
     """
-    configure_data(cfg)
-    loader = cfg.dataloader.train
-    names = dataset_classes(loader.dataset)
+    facts = configure_data(cfg)
+    cfg = cfg if facts is None else facts.apply(cfg)
+    names = dataset_classes(cfg.dataloader.train.dataset)
     if annotations_only:
-        loader.mapper.augmentations, loader.mapper.recompute_boxes = [], False
-        mapper = instantiate_section(cfg, "dataloader.train.mapper")
+        plain = {"augmentations": [], "recompute_boxes": False}
+        mapper = instantiate_section(cfg, "dataloader.train.mapper", **plain)
         samples = map(mapper, instantiate_section(cfg, "dataloader.train.dataset"))
     else:
-        loader.total_batch_size, loader.num_workers, loader.seed = 1, 0, cfg.train.seed
-        samples = (batch[0] for batch in instantiate_section(cfg, "dataloader.train"))
+        one = {"total_batch_size": 1, "num_workers": 0, "seed": cfg.train.seed}
+        loader = instantiate_section(cfg, "dataloader.train", **one)
+        samples = (batch[0] for batch in loader)
     output = make_folder(output)
     paths = []
     for number, sample in enumerate(islice(samples, num)):
@@ -55,7 +56,7 @@ def visualize_detection_data(
 
 
 def make_folder(path: str | Path) -> Path:
-    """The folder, made if it is not there.
+    """Makes the folder if needed.
 
     Raises:
         UserError: it cannot be made.

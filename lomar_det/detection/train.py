@@ -1,64 +1,33 @@
 """Training and evaluating a detector from a config: what `tools/train_net.py` runs."""
 
 import argparse
-import copy
-import json
 import logging
 import math
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 
-import torch
-from detectron2.engine.hooks import EvalHook
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
-from detectron2.utils import comm
+from detectron2.evaluation import inference_on_dataset
 from omegaconf import DictConfig
 from torch import nn
 
 from ..checkpoint import load_weights
-from ..config.lazy import instantiate_section, require_sections
-from ..config.rules import FLAG, RUN_RULES, TEXT, check_settings, number, one_of, pair, whole
+from ..checkpoint.rename import read_checkpoint
+from ..config.lazy import instantiate_section, with_settings
+from ..config.settings import DetectionSettings
 from ..data import configure_data
-from ..data.classes import dataset_classes
-from ..data.stream import count_accumulation_steps, seed_everything
-from ..engine.checkpointer import BestModel, Checkpointer, check_output_dir, delete_old_run
-from ..engine.device import autocast_as_set
-from ..engine.hooks import standard_hooks
-from ..engine.setup import setup_run
-from ..engine.trainer import build_trainer
+from ..data.classes import check_class_names, dataset_classes
+from ..data.stream import seed_everything
+from ..engine.fit import fit
+from ..engine.schedules import BY_THE_CLOCK, Plan
+from ..engine.setup import Run, setup_run
+from ..engine.writers import report_results
 from ..errors import UserError
 from ..modeling.build import build_model
-from .contradictions import refuse_contradictions
 from .from_checkpoint import load_detector
-from .yaml_route import load_any_config, save_run_config, worded_for
+from .settings import check_detection_config
+from .yaml_route import load_any_config, naming_yacs_keys, save_run_config
 
 logger = logging.getLogger(__name__)
-
-_RULES = RUN_RULES | {
-    "train.max_iter": whole(1) | one_of(None),
-    "train.epochs": number("(0, inf)") | one_of(None),
-    "train.lr_batch_size": whole(1) | one_of(None),
-    "train.eval_period": whole(0),
-    "train.checkpointer.best_metric": TEXT | one_of(None),
-    "train.checkpointer.period": whole(1),
-    "train.checkpointer.max_to_keep": whole(1) | one_of(None),
-    "train.checkpointer.milestone_period": whole(1) | one_of(None),
-    "data.image_size": whole(1),
-    "data.min_scale": number("(0, inf)"),
-    "data.max_scale": number("(0, inf)"),
-    "data.filter_empty": FLAG,
-    "optimizer.lr": number("(0, inf)"),
-    "optimizer.weight_decay": number("[0, inf)"),
-    "optimizer.params.base_lr": number("(0, inf)"),
-    "optimizer.params.weight_decay": number("[0, inf)"),
-    "optimizer.params.lr_decay_rate": number("(0, 1]"),
-    "optimizer.betas": pair(number("[0, 1)")),
-    "lr_multiplier.warmup_iters": whole(0),
-    "dataloader.train.mapper.image_format": one_of("RGB"),
-    "dataloader.train.mapper.instance_mask_format": one_of("polygon", "bitmask"),
-    "dataloader.train.total_batch_size": whole(1),
-    "dataloader.train.num_workers": whole(0),
-    "dataloader.test.num_workers": whole(0),
-}
 
 
 def main(args: argparse.Namespace) -> dict:
@@ -67,122 +36,133 @@ def main(args: argparse.Namespace) -> dict:
     Raises:
         UserError: anything the user can mend.
     """
-    with worded_for(args.config_file):
+    with naming_yacs_keys(args.config_file):
         cfg = load_any_config(args.config_file, args.opts)
-        needed = "model", "data", "dataloader.train", "optimizer", "lr_multiplier", "train.max_iter"
-        require_sections(cfg, args.config_file, "coco and configs/custom", *needed)
-        check_settings(cfg, _RULES)
-        refuse_contradictions(cfg)
-        device = setup_run(cfg)
+        settings = check_detection_config(cfg, args.config_file)
         training = not args.eval_only
-        resume = training and check_output_dir(cfg.train, args.resume)
-        batch = cfg.dataloader.train.total_batch_size
-        accumulation_steps = training and count_accumulation_steps(
-            batch, cfg.train.max_batch_per_gpu, cfg.train.accumulation_steps
-        )
+        batch = cfg.dataloader.train.total_batch_size if training else 0
+        run = setup_run(settings, batch, args.resume)
         # The data is looked at after the loggers exist, so that what it decides is on record.
-        configure_data(cfg, training)
-        _build_evaluator(cfg)  # what is wrong with it shows now, not after hours of training
-        seed_everything(cfg.train.seed)
+        facts = configure_data(cfg, training)
+        cfg = cfg if facts is None else facts.apply(cfg)
+        num_images = cfg.data.get("num_images") if facts is None else facts.num_images
+        evaluate = build_evaluation(run, cfg)
+        seed_everything(settings.seed)
         if not training:
-            return evaluate_checkpoint(cfg, device)
-        return train(cfg, build_model(cfg).to(device), accumulation_steps, resume)
+            return evaluate_checkpoint(run, cfg, evaluate)
+        max_iter = count_iterations(settings, batch, num_images, cfg.optimizer.lr)
+        return train(run, with_settings(cfg, {"train.max_iter": max_iter}), evaluate)
 
 
-def evaluate_checkpoint(cfg: DictConfig, device: torch.device) -> dict:
-    """COCO metrics of ``train.init_checkpoint``, which must hold the whole detector."""
-    if not cfg.train.init_checkpoint:
-        raise UserError("--eval-only needs weights: train.init_checkpoint=FILE")
-    save_run_config(cfg, "config_eval.yaml")
-    classes = dataset_classes(cfg.dataloader.test.dataset)
-    return evaluate(cfg, load_detector(cfg, device, classes))
-
-
-def evaluate(cfg: DictConfig, model: nn.Module) -> dict:
-    """COCO metrics on ``cfg.dataloader.test``: printed, and written to ``metrics_test.json``."""
-    evaluator = _build_evaluator(cfg)
-    if evaluator is None:
-        logger.warning("dataloader.evaluator is null: nothing is evaluated")
-        return {}
-    with autocast_as_set(cfg.train):
-        results = inference_on_dataset(
-            model, instantiate_section(cfg, "dataloader.test"), evaluator
-        )
-    if comm.is_main_process():
-        print_csv_format(results)
-        write_results(results, Path(cfg.train.output_dir, "metrics_test.json"))
-    return results
-
-
-def _build_evaluator(cfg: DictConfig) -> DatasetEvaluator | None:
-    settings = cfg.dataloader.get("evaluator")
-    if settings is None:
-        return None
-    settings.output_dir = str(Path(cfg.train.output_dir, "inference"))
-    return instantiate_section(cfg, "dataloader.evaluator")
-
-
-def write_results(results: dict, path: Path) -> None:
-    """COCO results as JSON; a metric without ground truth (no large objects, say) is null."""
-    plain = {
-        task: {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        for task, metrics in results.items()
-    }
-    path.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n")
-
-
-def train(cfg: DictConfig, model: nn.Module, accumulation_steps: int, resume: bool) -> dict:
+def train(run: Run, cfg: DictConfig, evaluate: Callable[[nn.Module], dict] | None) -> dict:
     """The training run of a config; returns the COCO results of the last evaluation."""
-    full_config = copy.deepcopy(cfg)  # before live objects enter it
-    if not resume:
-        _init_weights(cfg, model)
-    cfg.optimizer.params.model = model
-    trainer = build_trainer(
-        cfg.train, model, instantiate_section(cfg, "optimizer"), accumulation_steps
+    settings = run.settings
+    model = build_model(cfg).to(run.device)
+    if not run.resume:
+        _init_weights(model, settings.init_checkpoint)
+    params = instantiate_section(cfg, "optimizer.params", model=model)
+    checkpointer = settings.checkpointer
+    plan = Plan(
+        max_iter=cfg.train.max_iter or BY_THE_CLOCK,
+        schedule=instantiate_section(cfg, "lr_multiplier"),
+        checkpoint_period=checkpointer.period,
+        max_to_keep=checkpointer.max_to_keep,
+        milestone_period=checkpointer.milestone_period,
+        eval_period=settings.eval_period,
+        best_metric=checkpointer.best_metric,
     )
-    meta = {"classes": dataset_classes(cfg.dataloader.train.dataset)}
-    checkpointer = Checkpointer(trainer.model, cfg.train.output_dir, meta=meta, trainer=trainer)
-    best = BestModel(checkpointer, cfg.train.checkpointer.best_metric)
-    results: dict = {}
+    fitted = fit(
+        run,
+        plan,
+        model,
+        instantiate_section(cfg, "optimizer", params=params),
+        partial(instantiate_section, cfg, "dataloader.train", seed=settings.seed),
+        partial(save_run_config, cfg, run.output_dir),
+        evaluate=evaluate,
+        meta={"classes": dataset_classes(cfg.dataloader.train.dataset)},
+    )
+    return fitted.results
 
-    def evaluate_and_keep() -> dict:
-        results.update(evaluate(cfg, trainer.eval_model))
-        best.update(results, trainer.eval_model, min(trainer.iter + 1, cfg.train.max_iter))
+
+def _init_weights(model: nn.Module, path: str | None) -> None:
+    if path:
+        load_weights(model, path)
+    else:
+        logger.warning("train.init_checkpoint is empty: training from random weights")
+
+
+def evaluate_checkpoint(
+    run: Run, cfg: DictConfig, evaluate: Callable[[nn.Module], dict] | None
+) -> dict:
+    """COCO metrics of ``train.init_checkpoint``, which must hold the whole detector."""
+    if not run.settings.init_checkpoint:
+        raise UserError("--eval-only needs weights: train.init_checkpoint=FILE")
+    if evaluate is None:
+        raise UserError("--eval-only needs an evaluator, and dataloader.evaluator is null")
+    found = read_checkpoint(run.settings.init_checkpoint)
+    classes = dataset_classes(cfg.dataloader.test.dataset)
+    check_class_names(found.meta.get("classes"), classes, found.path)
+    save_run_config(cfg, run.output_dir, "config_eval.yaml")
+    return evaluate(load_detector(cfg, found, run.device))
+
+
+def build_evaluation(run: Run, cfg: DictConfig) -> Callable[[nn.Module], dict] | None:
+    """COCO metrics of a model on ``dataloader.test``: printed, and in ``metrics_test.json``.
+
+    None where ``dataloader.evaluator`` is null. What is wrong with it shows now, not after hours of
+    training.
+    """
+    if cfg.dataloader.get("evaluator") is None:
+        logger.warning("dataloader.evaluator is null: nothing is evaluated")
+        return None
+    evaluator = instantiate_section(
+        cfg, "dataloader.evaluator", output_dir=str(run.output_dir / "inference")
+    )
+
+    def evaluate(model: nn.Module) -> dict:
+        with run.autocast():
+            results = inference_on_dataset(
+                model, instantiate_section(cfg, "dataloader.test"), evaluator
+            )
+        report_results(results, run.output_dir)
         return results
 
-    trainer.register_hooks(
-        standard_hooks(
-            cfg.train,
-            checkpointer,
-            instantiate_section(cfg, "lr_multiplier"),
-            cfg.train.max_iter,
-            cfg.dataloader.train.total_batch_size,
-            cfg.train.checkpointer.period,
-            cfg.train.checkpointer.max_to_keep,
-            cfg.train.checkpointer.milestone_period,
-            [EvalHook(cfg.train.eval_period, evaluate_and_keep)],
+    return evaluate
+
+
+def count_iterations(
+    settings: DetectionSettings, batch: int, num_images: int | None, lr: float
+) -> int | None:
+    """The length of a run, None if ``train.max_minutes`` decides it; the log shows how.
+
+    Raises:
+        UserError: nothing says how long it shall be.
+    """
+    epochs, max_iter, usual = settings.epochs, settings.max_iter, settings.lr_batch_size
+    if usual not in (None, batch):
+        logger.warning(
+            "the learning rate %g is meant for batch %d, this run has %d; scaled linearly it would "
+            "be %g (optimizer.lr)",
+            lr,
+            usual,
+            batch,
+            lr * batch / usual,
         )
+    if settings.max_minutes is not None:
+        logger.info(
+            "%g minutes: train.epochs and train.max_iter do not count", settings.max_minutes
+        )
+        return None
+    if max_iter is not None:
+        if epochs is not None:
+            logger.warning("train.max_iter is set: train.epochs=%g does not count", epochs)
+        return max_iter
+    if epochs is None or num_images is None:
+        raise UserError(
+            "give the length of the run: train.epochs, train.max_iter or train.max_minutes"
+        )
+    max_iter = math.ceil(epochs * num_images / batch)
+    logger.info(
+        "%g epochs x %d images / batch %d = %d iterations", epochs, num_images, batch, max_iter
     )
-
-    start_iter = 0
-    if resume:
-        start_iter = checkpointer.resume(cfg.train.max_iter)
-        if start_iter == cfg.train.max_iter:  # it may have been killed in its last evaluation
-            return evaluate_and_keep()
-    cfg.dataloader.train.seed = cfg.train.seed
-    cfg.dataloader.train.start_iter = start_iter
-    cfg.dataloader.train.accumulation_steps = accumulation_steps
-    trainer.data_loader = instantiate_section(cfg, "dataloader.train")
-    if not resume:
-        delete_old_run(cfg.train)
-    save_run_config(full_config)
-    trainer.train(start_iter, cfg.train.max_iter)
-    return results
-
-
-def _init_weights(cfg: DictConfig, model: nn.Module) -> None:
-    path = cfg.train.init_checkpoint
-    if not path:
-        logger.warning("train.init_checkpoint is empty: training from random weights")
-        return
-    load_weights(model, path)
+    return max_iter

@@ -4,6 +4,7 @@ So both kinds of file go through one engine. `SETTINGS` says what is called how.
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
@@ -17,14 +18,15 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ..config.lazy import CONFIGS, load_config
-from ..data.configure import switch_masks_off
+from ..config.lazy import CONFIGS, frozen, load_config
+from ..config.settings import DetectionData, DetectionSettings
+from ..data.configure import WITHOUT_MASKS
 from ..engine.setup import save_config
 from ..errors import UserError
 from ..modeling import add_lomar_config
 
-# Setting of a LazyConfig -> setting in yacs. What the data decide about the model goes back.
-SETTINGS = {
+# Calls of a LazyConfig -> settings in yacs. What the data decide about the model goes back.
+_CALLS = {
     "model.backbone.net.depth": "MODEL.LOMAR.DEPTH",
     "model.backbone.square_pad": "MODEL.LOMAR.SQUARE_PAD",
     "model.roi_heads.num_classes": "MODEL.ROI_HEADS.NUM_CLASSES",
@@ -32,16 +34,11 @@ SETTINGS = {
     "model.roi_heads.box_predictor.test_topk_per_image": "TEST.DETECTIONS_PER_IMAGE",
     "model.proposal_generator.post_nms_topk.0": "MODEL.RPN.POST_NMS_TOPK_TRAIN",
     "model.proposal_generator.post_nms_topk.1": "MODEL.RPN.POST_NMS_TOPK_TEST",
-    "data.image_size": "INPUT.IMAGE_SIZE",
-    "data.min_scale": "INPUT.MIN_SCALE",
-    "data.max_scale": "INPUT.MAX_SCALE",
     "data.train.annotations": "DATASETS.TRAIN_JSON_FILE",
     "data.train.images": "DATASETS.TRAIN_IMAGE_ROOT",
     "data.val.annotations": "DATASETS.TEST_JSON_FILE",
     "data.val.images": "DATASETS.TEST_IMAGE_ROOT",
     "dataloader.train.dataset.names": "DATASETS.TRAIN",
-    "data.evaluator": "TEST.EVALUATOR",
-    "data.filter_empty": "DATALOADER.FILTER_EMPTY_ANNOTATIONS",
     "dataloader.train.mapper.instance_mask_format": "INPUT.MASK_FORMAT",
     "dataloader.train.mapper.image_format": "INPUT.FORMAT",
     "dataloader.train.total_batch_size": "SOLVER.IMS_PER_BATCH",
@@ -54,32 +51,22 @@ SETTINGS = {
     "lr_multiplier.warmup_iters": "SOLVER.WARMUP_ITERS",
     "lr_multiplier.warmup_factor": "SOLVER.WARMUP_FACTOR",
     "lr_multiplier.gamma": "SOLVER.GAMMA",
-    "train.output_dir": "OUTPUT_DIR",
-    "train.init_checkpoint": "MODEL.WEIGHTS",
-    "train.max_iter": "SOLVER.MAX_ITER",
-    "train.device": "MODEL.DEVICE",
-    "train.precision": "SOLVER.AMP.PRECISION",
-    "train.accumulation_steps": "SOLVER.ACCUMULATION_STEPS",
-    "train.max_batch_per_gpu": "SOLVER.MAX_IMS_PER_GPU",
-    "train.compile": "SOLVER.COMPILE",
-    "train.ema_decay": "SOLVER.EMA_DECAY",
-    "train.max_skipped_steps": "SOLVER.MAX_SKIPPED_STEPS",
-    "train.log_period": "LOG_PERIOD",
-    "train.seed": "SEED",
-    "train.overwrite": "OVERWRITE",
-    "train.checkpointer.period": "SOLVER.CHECKPOINT_PERIOD",
-    "train.checkpointer.max_to_keep": "SOLVER.CHECKPOINT_MAX_TO_KEEP",
-    "train.checkpointer.milestone_period": "SOLVER.MILESTONE_PERIOD",
-    "train.checkpointer.best_metric": "TEST.BEST_METRIC",
-    "train.eval_period": "TEST.EVAL_PERIOD",
 }
-
-_WORDS = SETTINGS | {
-    "train.wandb=null": "an empty WANDB.PROJECT",
+# The sections say themselves what their settings are called.
+_SECTIONS = {
+    name: field.metadata["yacs"]
+    for section, title in ((DetectionSettings, "train"), (DetectionData, "data"))
+    for name, field in section.walk(title)
+    if field.metadata["yacs"]
+}
+SETTINGS = _CALLS | _SECTIONS
+# What errors may name besides.
+_OTHER_NAMES = {
     "train.wandb": "WANDB.PROJECT",
+    "train.clip_grad_norm": "SOLVER.CLIP_GRADIENTS",
     "data.*.annotations": "DATASETS.*_JSON_FILE",
     "data.*.images": "DATASETS.*_IMAGE_ROOT",
-    "model.backbone.net.": "MODEL.LOMAR.",
+    "model.backbone.net": "MODEL.LOMAR",
 }
 
 # Settings of detectron2 that this engine has no use for: to change one would change nothing.
@@ -164,28 +151,27 @@ def current_node(settings: str, sections: dict) -> CfgNode:
     return node
 
 
-def save_run_config(cfg: DictConfig, name: str = "config.yaml") -> None:
+def save_run_config(cfg: DictConfig, output_dir: str | Path, name: str = "config.yaml") -> None:
     """As `save_config`, but a run configured in yacs is saved as yacs, for ``--config-file``."""
     if cfg.model._target_ is not build_from_yacs:
-        save_config(cfg, name)
+        save_config(cfg, output_dir, name)
     elif comm.is_main_process():
         sections = {key: cfg.model[key] for key in cfg.model if key not in ("_target_", "settings")}
-        text = current_node(cfg.model.settings, sections).dump()
-        Path(cfg.train.output_dir, name).write_text(text)
+        Path(output_dir, name).write_text(current_node(cfg.model.settings, sections).dump())
 
 
 @contextlib.contextmanager
-def worded_for(path: str | Path) -> Iterator[None]:
-    """Words errors in the terms of the config file: settings are named as in yacs for a yaml."""
+def naming_yacs_keys(path: str | Path) -> Iterator[None]:
+    """Errors of a run configured in yacs say which of its keys the settings are."""
     try:
         yield
     except UserError as error:
         if not is_yacs(path):
             raise
-        message = str(error)
-        for name in sorted(_WORDS, key=len, reverse=True):
-            message = message.replace(name, _WORDS[name])
-        raise UserError(message) from error
+        names = SETTINGS | _OTHER_NAMES
+        there = [name for name in names if re.search(rf"{re.escape(name)}(?![\w.])", str(error))]
+        keys = "; ".join(f"{name} is {names[name]}" for name in there)
+        raise UserError(f"{error} (in {path}: {keys})" if keys else str(error)) from error
 
 
 def _default_node() -> CfgNode:
@@ -262,10 +248,12 @@ def _to_lazy(node: CfgNode) -> DictConfig:
         del cfg.data.train, cfg.data.val
         cfg.dataloader.test.dataset.names = node.DATASETS.TEST[0]
     if node.TEST.DETECTIONS_PER_IMAGE != 100:  # else as many as the data need
-        cfg.data.max_detections = node.TEST.DETECTIONS_PER_IMAGE
+        if not node.DATASETS.TEST:
+            cfg.data.max_detections = node.TEST.DETECTIONS_PER_IMAGE
         cfg.dataloader.evaluator.max_dets_per_image = node.TEST.DETECTIONS_PER_IMAGE
     if not node.MODEL.MASK_ON:
-        switch_masks_off(cfg)
+        for name, value in WITHOUT_MASKS.items():
+            OmegaConf.update(cfg, name, value, force_add=True)
     if node.SOLVER.ACCUMULATION_STEPS is None:
         cfg.train.accumulation_steps = "auto"
     if not node.SOLVER.AMP.ENABLED:
@@ -277,7 +265,7 @@ def _to_lazy(node: CfgNode) -> DictConfig:
     steps = [step for step in node.SOLVER.STEPS if step < node.SOLVER.MAX_ITER]
     cfg.lr_multiplier.milestones = [step / node.SOLVER.MAX_ITER for step in steps]
     cfg.train.lr_batch_size = None
-    return cfg
+    return frozen(cfg)
 
 
 def _get(node: CfgNode, key: str):

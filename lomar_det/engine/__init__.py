@@ -1,4 +1,4 @@
-"""What both stages add to detectron2's trainer."""
+"""The engine of every run: `fit`, and what it adds to detectron2's trainer. It knows no stage."""
 
 from ..compat import require_detectron2
 
@@ -7,15 +7,22 @@ require_detectron2()
 from ..checkpoint.serialization import load_plain, save_atomically
 from .checkpointer import BestModel, Checkpointer, check_output_dir, delete_old_run
 from .device import autocast, autocast_as_set, pick_device, resolve_precision
-from .hooks import StopOnDivergence, StopOnSignal, hooks_by_epochs, standard_hooks
+from .fit import Fitted, fit
+from .hooks import Clock, StopOnDivergence, StopOnSignal, standard_hooks
 from .launch import add_config_arguments, add_run_arguments, run_tool
-from .schedules import check_warmup, plan_epochs, step_schedule, warmup_cosine_schedule
-from .setup import save_config, setup_run
+from .schedules import Plan, check_warmup, plan_epochs, step_schedule, warmup_cosine_schedule
+from .setup import Run, save_config, setup_run
 from .trainer import Trainer, build_trainer, wrap_ddp
+
+hooks_by_epochs = standard_hooks  # the old name, from when runs by iterations had others
 
 __all__ = [
     "BestModel",
+    "Clock",
     "Checkpointer",
+    "Fitted",
+    "Plan",
+    "Run",
     "StopOnDivergence",
     "StopOnSignal",
     "Trainer",
@@ -27,6 +34,7 @@ __all__ = [
     "check_output_dir",
     "check_warmup",
     "delete_old_run",
+    "fit",
     "hooks_by_epochs",
     "load_plain",
     "pick_device",

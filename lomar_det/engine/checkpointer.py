@@ -10,11 +10,12 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from omegaconf import DictConfig
 from torch import nn
 
 from ..checkpoint.serialization import load_plain, save_atomically, write_atomically
+from ..config.settings import RunSettings
 from ..errors import UserError
+from .schedules import BY_THE_CLOCK
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,8 @@ class Checkpointer(DetectionCheckpointer):
                 "config; raise train.epochs or train.max_iter to go on"
             )
         state = "Resumed after" if start_iter < max_iter else "This run is finished: all"
-        logger.info("%s %d of %d iterations (%s)", state, start_iter, max_iter, path)
+        length = "" if max_iter == BY_THE_CLOCK else f" of {max_iter}"
+        logger.info("%s %d%s iterations (%s)", state, start_iter, length, path)
         return start_iter
 
     def _last_good(self) -> tuple[str, dict]:
@@ -120,6 +122,11 @@ class Checkpointer(DetectionCheckpointer):
             raise UserError(
                 f"it is of another model: {len(wrong)} tensors differ, first {wrong[0]}"
             )
+
+    def save_iteration(self, iteration: int) -> None:
+        """A checkpoint to continue from, before all processes end."""
+        self.save(f"model_{iteration:07d}", iteration=iteration)
+        comm.synchronize()  # the launcher ends all processes as soon as one has ended
 
     def save_weights(self, name: str, model: nn.Module, meta: dict) -> None:
         """A file for `train.init_checkpoint`, not for resuming: weights and plain data on them."""
@@ -189,7 +196,7 @@ class BestModel:
         return meta["value"] if meta["metric"] == self.metric else None
 
 
-def check_output_dir(settings: DictConfig, resume: bool) -> bool:
+def check_output_dir(settings: RunSettings, resume: bool) -> bool:
     """Keeps a run that is started anew from overwriting another's results.
 
     With ``--resume`` and nothing to resume from, the run starts at its beginning, with a warning,
@@ -224,7 +231,7 @@ def check_output_dir(settings: DictConfig, resume: bool) -> bool:
     return False
 
 
-def delete_old_run(settings: DictConfig) -> None:
+def delete_old_run(settings: RunSettings) -> None:
     """What ``train.overwrite`` asks for, once everything else is known to be right."""
     if settings.overwrite and comm.is_main_process():
         for path in _files_of_a_run(settings.output_dir):

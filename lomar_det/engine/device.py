@@ -6,8 +6,8 @@ import platform
 
 import torch
 from detectron2.utils import comm
-from omegaconf import DictConfig
 
+from ..config.settings import RunSettings
 from ..errors import UserError
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -38,9 +38,9 @@ def autocast(device: torch.device, dtype: torch.dtype):
     return torch.autocast(device.type, dtype=dtype)
 
 
-def autocast_as_set(settings: DictConfig):
-    """Autocast to what ``device`` and ``precision`` of a config's ``train`` section say."""
-    device = torch.device(settings.device)
+def autocast_as_set(settings: RunSettings):
+    """Autocast to what ``device`` and ``precision`` of a ``train`` section say."""
+    device = pick_device(settings.device)
     return autocast(device, resolve_precision(settings.precision, device))
 
 

@@ -1,7 +1,8 @@
-"""Hooks for detectron2's trainer that both stages use."""
+"""Hooks for detectron2's trainer that all stages use."""
 
 import logging
 import signal
+import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +11,12 @@ from detectron2.engine import HookBase
 from detectron2.engine.hooks import IterationTimer, LRScheduler
 from detectron2.utils import comm
 from fvcore.common.param_scheduler import ParamScheduler
-from omegaconf import DictConfig
 
 from ..data.stream import get_rank, mix_seed, seed_everything
 from ..errors import UserError
 from .checkpointer import Checkpointer
 from .schedules import Plan
+from .setup import Run
 from .writers import writer_hook
 
 logger = logging.getLogger(__name__)
@@ -182,8 +183,7 @@ class StopOnSignal(HookBase):
             return
         done = self.trainer.iter + 1
         if done < self.trainer.max_iter:
-            self.checkpointer.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter)
-            comm.synchronize()  # the launcher ends all processes as soon as one has ended
+            self.checkpointer.save_iteration(self.trainer.iter)
             logger.warning("Stopped after iteration %d; continue with --resume", done)
             raise SystemExit(128 + number)
 
@@ -197,57 +197,88 @@ class StopOnSignal(HookBase):
         return received[0] if received else None
 
 
+class Clock(HookBase):
+    """Ends a run after so many minutes of training; its learning rate follows the share of them.
+
+    Time counts from the beginning of a step to its end, waiting for data included. Evaluation,
+    checkpoints and drawings do not count, so that runs of equal minutes have trained equally long
+    whatever they measure besides. The time used is part of the checkpoint. Of several processes the
+    main one has the clock.
+
+    Args:
+        minutes: The length of the run.
+        schedule: Factor of the learning rates over the share of it.
+    """
+
+    def __init__(self, minutes: float, schedule: ParamScheduler):
+        self.limit, self.schedule = 60 * minutes, schedule
+        self.seconds, self.is_last_step = 0.0, False
+        self._lrs: list[float] = []
+        self._start = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run that is continued had used its time; more minutes let it go on."""
+        return self.is_last_step and self.seconds >= self.limit
+
+    def before_train(self) -> None:
+        for group in self.trainer.optimizer.param_groups:
+            self._lrs.append(group.setdefault("initial_lr", group["lr"]))
+
+    def before_step(self) -> None:
+        if comm.get_world_size() > 1:
+            self.seconds = comm.all_gather(self.seconds)[0]
+        self.is_last_step = self.seconds >= self.limit
+        if self.is_last_step:
+            self.trainer.max_iter = self.trainer.iter + 1
+        factor = self.schedule(min(self.seconds / self.limit, 1.0))
+        for group, lr in zip(self.trainer.optimizer.param_groups, self._lrs, strict=True):
+            group["lr"] = lr * factor
+        self._start = time.perf_counter()
+
+    def after_step(self) -> None:
+        self.seconds += time.perf_counter() - self._start
+        self.trainer.storage.put_scalars(
+            lr=self.trainer.optimizer.param_groups[0]["lr"],
+            minutes_used=self.seconds / 60,
+            smoothing_hint=False,
+        )
+
+    def state_dict(self) -> dict:
+        return {"seconds": self.seconds, "is_last_step": self.is_last_step}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.seconds, self.is_last_step = state_dict["seconds"], state_dict["is_last_step"]
+
+
 def standard_hooks(
-    settings: DictConfig,
+    run: Run,
+    plan: Plan,
     checkpointer: Checkpointer,
-    schedule: ParamScheduler,
-    max_iter: int,
-    total_batch_size: int,
-    checkpoint_period: int,
-    max_to_keep: int,
-    milestone_period: int | None = None,
-    evaluation: Sequence[HookBase] = (),
+    clock: Clock | None = None,
+    others: Sequence[HookBase] = (),
 ) -> list[HookBase | None]:
     """What every training run does besides its steps, in the order in which it must happen.
 
     Args:
-        settings: The ``train`` section of a config: ``seed``, ``output_dir``, ``log_period``,
-            ``max_skipped_steps``, ``wandb``.
+        run: The run.
+        plan: How long it is, and how often it saves.
         checkpointer: Saves periodically, and when a signal ends the run.
-        schedule: Learning rate over the run.
-        max_iter: Length of the run.
-        total_batch_size: Images per step, for the speed.
-        checkpoint_period: Iterations between checkpoints, of which ``max_to_keep`` stay.
-        milestone_period: Iterations between checkpoints that stay for ever; None for none.
-        evaluation: Run after the checkpoint and before the writers, which report their results.
+        clock: Of a run whose length is in minutes.
+        others: Run after the checkpoint and before the writers, which report their results.
     """
-    is_main = comm.is_main_process()
-    save = SaveCheckpoints(checkpointer, checkpoint_period, max_to_keep, milestone_period)
+    is_main, settings = comm.is_main_process(), run.settings
+    save = SaveCheckpoints(
+        checkpointer, plan.checkpoint_period, plan.max_to_keep, plan.milestone_period
+    )
     return [
         SeedEachStep(settings.seed),
         IterationTimer(),
-        Throughput(total_batch_size, settings.log_period),
-        LRScheduler(scheduler=schedule),
+        Throughput(run.total_batch_size, settings.log_period),
+        clock or LRScheduler(scheduler=plan.schedule),
         StopOnDivergence(checkpointer, settings.max_skipped_steps),
         save if is_main else None,
-        *evaluation,
-        writer_hook(settings, max_iter) if is_main else None,
+        *others,
+        writer_hook(settings, plan.max_iter) if is_main else None,
         StopOnSignal(checkpointer),
     ]
-
-
-def hooks_by_epochs(
-    settings: DictConfig, checkpointer: Checkpointer, plan: Plan, evaluation: Sequence[HookBase]
-) -> list[HookBase | None]:
-    """`standard_hooks` of a run whose settings count in epochs."""
-    return standard_hooks(
-        settings,
-        checkpointer,
-        plan.schedule,
-        plan.max_iter,
-        settings.total_batch_size,
-        plan.period(settings.checkpoint_epochs),
-        settings.max_to_keep,
-        plan.period(settings.milestone_epochs),
-        evaluation,
-    )

@@ -110,10 +110,6 @@ def _guarded(main: Callable, args: argparse.Namespace) -> None:
         user_error = as_user_error(error)
         if user_error is None:
             raise
-        if not hasattr(args, "resume"):  # a tool that goes on by itself
-            text = user_message(user_error)
-            again = text.replace("continue with --resume", "start the same command again")
-            user_error.args = (again,)
         rank = os.environ.get("RANK", "")
         if (int(rank) if rank.isdecimal() else comm.get_rank()) > 0:
             time.sleep(5)  # if the main process met it too, all are ended before this one prints

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from detectron2.solver import WarmupParamScheduler
 from fvcore.common.param_scheduler import (
@@ -12,27 +12,45 @@ from fvcore.common.param_scheduler import (
     MultiStepParamScheduler,
     ParamScheduler,
 )
-from omegaconf import DictConfig
 
+from ..config.settings import EpochSettings
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 
+# Iterations of a run that ``train.max_minutes`` ends; `Clock` knows the last one when it comes.
+BY_THE_CLOCK = 10**12
 
-class Plan(NamedTuple):
-    """Length of a run that is measured in epochs, and its highest learning rate."""
 
-    iters_per_epoch: int
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long a run is and what happens when, in iterations.
+
+    Attributes:
+        max_iter: The length, or `BY_THE_CLOCK`.
+        schedule: Factor of the learning rates over the share of the run.
+        checkpoint_period, milestone_period, eval_period: Iterations between them; None or 0: never.
+        max_to_keep: Checkpoints that stay, besides milestones and the last one; None: all.
+        best_metric: The weights with the highest are kept; None: none.
+        iters_per_epoch: Iterations of one pass over the images.
+    """
+
     max_iter: int
-    lr: float
     schedule: ParamScheduler
+    checkpoint_period: int
+    max_to_keep: int | None
+    milestone_period: int | None = None
+    eval_period: int = 0
+    best_metric: str | None = None
+    iters_per_epoch: int = 1
 
-    def period(self, epochs: float | None) -> int | None:
-        """Iterations between what happens every so many epochs; None stays None."""
-        return max(1, round(epochs * self.iters_per_epoch)) if epochs else None
+    @property
+    def by_the_clock(self) -> bool:
+        """Whether ``train.max_minutes`` ends the run."""
+        return self.max_iter == BY_THE_CLOCK
 
 
-def check_warmup(settings: DictConfig) -> None:
+def check_warmup(settings: EpochSettings) -> None:
     """Refuses a warm-up that is longer than the run."""
     if settings.warmup_epochs >= settings.epochs:
         raise UserError(
@@ -41,26 +59,45 @@ def check_warmup(settings: DictConfig) -> None:
         )
 
 
-def plan_epochs(settings: DictConfig, num_images: int) -> Plan:
-    """Iterations and learning rate from epochs, batch and number of images; the log shows how."""
+def plan_epochs(
+    settings: EpochSettings,
+    num_images: int,
+    eval_epochs: float = 0,
+    best_metric: str | None = None,
+) -> tuple[Plan, float]:
+    """Iterations and learning rate from epochs, batch and number of images; the log shows how.
+
+    With ``train.max_minutes`` the epochs give the share of the warm-up alone.
+
+    Returns:
+        The plan, and the learning rate at its highest.
+    """
     batch = settings.total_batch_size
     iters_per_epoch = max(1, num_images // batch)
     max_iter = math.ceil(settings.epochs * iters_per_epoch)
     lr = settings.base_lr * batch / 256
-    logger.info(
-        "%d images; %g epochs x %d iterations of batch %d = %d iterations; "
-        "learning rate %g * %d / 256 = %g",
-        num_images,
-        settings.epochs,
-        iters_per_epoch,
-        batch,
-        max_iter,
-        settings.base_lr,
-        batch,
-        lr,
+    length = f"{settings.epochs:g} epochs x {iters_per_epoch} iterations of batch {batch} = "
+    length += f"{max_iter} iterations"
+    if settings.max_minutes is not None:
+        max_iter = BY_THE_CLOCK
+        length = f"{settings.max_minutes:g} minutes, {iters_per_epoch} iterations an epoch"
+    rate = f"learning rate {settings.base_lr:g} * {batch} / 256 = {lr:g}"
+    logger.info("%d images; %s; %s", num_images, length, rate)
+
+    def period(epochs: float | None) -> int | None:
+        return max(1, round(epochs * iters_per_epoch)) if epochs else None
+
+    plan = Plan(
+        max_iter=max_iter,
+        schedule=warmup_cosine_schedule(settings.warmup_epochs / settings.epochs),
+        checkpoint_period=period(settings.checkpoint_epochs),
+        max_to_keep=settings.max_to_keep,
+        milestone_period=period(settings.milestone_epochs),
+        eval_period=period(eval_epochs) or 0,
+        best_metric=best_metric,
+        iters_per_epoch=iters_per_epoch,
     )
-    schedule = warmup_cosine_schedule(settings.warmup_epochs / settings.epochs)
-    return Plan(iters_per_epoch, max_iter, lr, schedule)
+    return plan, lr
 
 
 def warmup_cosine_schedule(warmup: float) -> ParamScheduler:
@@ -78,7 +115,7 @@ def warmup_cosine_schedule(warmup: float) -> ParamScheduler:
 
 
 def step_schedule(
-    max_iter: int,
+    max_iter: int | None,
     warmup_iters: int = 250,
     milestones: tuple[float, ...] = (8 / 9, 26 / 27),
     gamma: float = 0.1,
@@ -87,8 +124,9 @@ def step_schedule(
     """ViTDet's schedule: warm-up, then a decay by ``gamma`` at each milestone.
 
     Args:
-        max_iter: Length of the run.
+        max_iter: Length of the run; None where ``train.max_minutes`` decides it.
         warmup_iters: Linear warm-up; shortened to a tenth of a run that is shorter than ten times.
+            Of a run by the clock it is a tenth, if it is not 0.
         milestones: As shares of the run.
     """
     # In fine units of the whole run: fvcore refuses milestones of a run of few iterations.
@@ -96,5 +134,8 @@ def step_schedule(
     steps = [round(milestone * units) for milestone in milestones]
     values = [gamma**i for i in range(len(steps) + 1)]
     schedule = MultiStepParamScheduler(values, milestones=steps, num_updates=units)
-    warmup = min(warmup_iters, max_iter // 10) / max_iter
+    if max_iter is None:
+        warmup = 0.1 if warmup_iters else 0
+    else:
+        warmup = min(warmup_iters, max_iter // 10) / max_iter
     return WarmupParamScheduler(schedule, warmup_factor, warmup) if warmup else schedule

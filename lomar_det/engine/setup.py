@@ -1,9 +1,10 @@
-"""What every run does before its work: output folder, loggers, device."""
+"""What every run does before its work: output folder, loggers, device, split of the batch."""
 
 import io
 import logging
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,28 +13,63 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
-from ..errors import UserError, as_user_error
-from .device import describe_machine, pick_device, resolve_precision
+from ..config.lazy import thawed
+from ..config.settings import RunSettings
+from ..data.stream import count_accumulation_steps
+from ..errors import UserError
+from .checkpointer import check_output_dir
+from .device import autocast, describe_machine, pick_device, resolve_precision
 
 logger = logging.getLogger(__name__)
-
 
 _LOGGERS = {"detectron2": "d2", "fvcore": "fvcore", "lomar_det": "lomar", "lomar_pretrain": "lomar"}
 
 
-def setup_run(cfg: DictConfig) -> torch.device:
+@dataclass(frozen=True)
+class Run:
+    """A run that has its folder, its log and its device.
+
+    Attributes:
+        settings: The ``train`` section of its config.
+        device, dtype: Where and how it computes.
+        total_batch_size: Images of a step over all processes; 0 if nothing is trained.
+        accumulation_steps: Forward passes of a step.
+        resume: There is a run in the folder, and this one continues it.
+    """
+
+    settings: RunSettings
+    device: torch.device
+    dtype: torch.dtype
+    total_batch_size: int = 0
+    accumulation_steps: int = 1
+    resume: bool = False
+
+    @property
+    def output_dir(self) -> Path:
+        return Path(self.settings.output_dir)
+
+    def autocast(self):
+        """The context of its forward passes."""
+        return autocast(self.device, self.dtype)
+
+
+def setup_run(settings: RunSettings, total_batch_size: int = 0, resume: bool = False) -> Run:
     """Output folder, loggers (terminal and ``log.txt``), device; what the run is, in the log.
 
     detectron2's ``default_setup`` prints some hundred lines; these are the ones people look for.
 
+    Args:
+        settings: The ``train`` section.
+        total_batch_size: Of a run that trains.
+        resume: Continue the run in the output folder, if there is one.
+
     Raises:
-        UserError: the output folder cannot be written, or the device is not there, or cannot
-            compute in the precision asked for.
+        UserError: the output folder cannot be written or holds another run, the device is not there
+            or cannot compute in the precision asked for, or the batch cannot be split.
     """
-    if not cfg.train.output_dir:
+    if not settings.output_dir:
         raise UserError("train.output_dir is empty: name a folder")
-    output_dir = Path(cfg.train.output_dir).expanduser()  # no shell does it behind a "="
-    cfg.train.output_dir = str(output_dir)
+    output_dir = Path(settings.output_dir)
     if comm.is_main_process():
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
@@ -43,32 +79,28 @@ def setup_run(cfg: DictConfig) -> torch.device:
                 f"train.output_dir={output_dir} cannot be written: {error}; choose another folder"
             ) from None
     comm.synchronize()
+    _start_loggers(output_dir)
+    device = pick_device(settings.device)
+    dtype = resolve_precision(settings.precision, device)
+    logger.info("Command: %s", shlex.join(sys.argv))
+    logger.info("%s", describe_machine(device))
+    logger.info("Output: %s", output_dir)
+    if not total_batch_size:
+        return Run(settings, device, dtype)
+    found = check_output_dir(settings, resume)
+    accumulation_steps = count_accumulation_steps(
+        total_batch_size, settings.max_batch_per_gpu, settings.accumulation_steps
+    )
+    return Run(settings, device, dtype, total_batch_size, accumulation_steps, found)
+
+
+def _start_loggers(output_dir: Path) -> None:
     for name, abbreviation in _LOGGERS.items():
         _close_handlers(logging.getLogger(name))  # of an earlier run in this process
         log = setup_logger(str(output_dir), comm.get_rank(), name=name, abbrev_name=abbreviation)
         for handler in log.handlers:
             if isinstance(handler.stream, io.TextIOWrapper):  # file names may be of other encodings
                 handler.stream.reconfigure(errors="backslashreplace")
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_is_our_defect)
-    device = pick_device(cfg.train.device)
-    resolve_precision(cfg.train.precision, device)  # refuses what the device cannot do
-    cfg.train.device = str(device)
-    logger.info("Command: %s", shlex.join(sys.argv))
-    logger.info("%s", describe_machine(device))
-    logger.info("Output: %s", output_dir)
-    return device
-
-
-def save_config(cfg: DictConfig, name: str = "config.yaml") -> None:
-    """The full config in the output folder; called once everything in it is known to be right."""
-    if comm.is_main_process():
-        LazyConfig.save(cfg, str(Path(cfg.train.output_dir, name)))
-
-
-def _is_our_defect(record: logging.LogRecord) -> bool:
-    """Log filter: the trainer logs a traceback of every error, also of what a user can mend."""
-    error = record.exc_info[1] if record.exc_info else None
-    return error is None or as_user_error(error) is None
 
 
 def _close_handlers(logger: logging.Logger) -> None:
@@ -76,3 +108,10 @@ def _close_handlers(logger: logging.Logger) -> None:
         logger.removeHandler(handler)
         handler.close()
     setup_logger.cache_clear()  # it would otherwise remember that they are there
+
+
+def save_config(cfg: DictConfig, output_dir: str | Path, name: str = "config.yaml") -> None:
+    """The full config in the output folder; called once everything in it is known to be right."""
+    if comm.is_main_process():
+        # LazyConfig.save writes names into a copy, which must be writable
+        LazyConfig.save(thawed(cfg), str(Path(output_dir, name)))

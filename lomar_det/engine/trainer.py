@@ -14,50 +14,51 @@ import torch
 from detectron2.engine import SimpleTrainer, create_ddp_model
 from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
-from omegaconf import DictConfig, OmegaConf
+from detectron2.utils.events import EventStorage
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import UserError
+from ..data.stream import ReportedBatch, Unreadable
+from ..errors import UserError, as_user_error
+from .checkpointer import Checkpointer
 from .compilation import compile_blocks
-from .device import autocast, resolve_precision
+from .device import autocast
+from .setup import Run
 
 logger = logging.getLogger(__name__)
 
 
-def wrap_ddp(model: nn.Module, options: DictConfig, device: torch.device) -> nn.Module:
+def wrap_ddp(model: nn.Module, options: dict, device: torch.device) -> nn.Module:
     """DistributedDataParallel with ``train.ddp``'s options where there are several processes."""
-    options = OmegaConf.to_container(options)
     # Not the local rank: schedulers may show every process a single GPU of its own.
-    options["device_ids"] = None if device.type == "cpu" else [torch.cuda.current_device()]
-    return create_ddp_model(model, **options)
+    devices = None if device.type == "cpu" else [torch.cuda.current_device()]
+    return create_ddp_model(model, **options, device_ids=devices)
 
 
 def build_trainer(
-    settings: DictConfig,
+    run: Run,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    accumulation_steps: int,
     compute_losses: Callable[[nn.Module, Any], dict[str, Tensor]] | None = None,
 ) -> "Trainer":
-    """The trainer that the ``train`` section of a config asks for; its loader comes later.
+    """The trainer that a run's settings ask for; its loader comes later.
 
     The model has the weights that it starts from: averaging (``ema_decay``) begins with them.
     """
-    device = torch.device(settings.device)
+    settings = run.settings
     if settings.compile:
         logger.info(
             "%d transformer blocks will be compiled at the first step", compile_blocks(model)
         )
     return Trainer(
-        wrap_ddp(model, settings.ddp, device),
+        wrap_ddp(model, settings.ddp, run.device),
         data_loader=None,
         optimizer=optimizer,
         compute_losses=compute_losses,
-        device=device,
-        dtype=resolve_precision(settings.precision, device),
-        accumulation_steps=accumulation_steps,
+        device=run.device,
+        dtype=run.dtype,
+        accumulation_steps=run.accumulation_steps,
         clip_grad_norm=settings.clip_grad_norm,
         ema_decay=settings.ema_decay,
         gather_metric_period=settings.log_period,
@@ -117,6 +118,8 @@ class Trainer(SimpleTrainer):
                 self._plain_model, decay=ema_decay, use_warmup=True, warmup_power=0.75
             )
         self.skipped_in_a_row = 0
+        self.unreadable: list[Unreadable] = []  # a hook takes them out
+        self.checkpointer: Checkpointer | None = None  # for hooks that end a run
         self._unread: deque[_Outcome] = deque()
 
     @property
@@ -129,15 +132,30 @@ class Trainer(SimpleTrainer):
         """What to evaluate and to hand on: the averaged weights if there are any."""
         return self._plain_model if self.ema is None else self.ema.module
 
-    def restart_average(self) -> None:
-        """Forgets what was averaged: the model has other weights now than when this was made."""
-        if self.ema is not None:
-            self.ema.set(self._plain_model)
-
     @property
     def _skips_on_device(self) -> bool:
         fused = getattr(self.optimizer, "_step_supports_amp_scaling", False)
         return fused and self.ema is None and not self.grad_scaler.is_enabled()
+
+    def train(self, start_iter: int, max_iter: int) -> None:
+        """detectron2's loop, but a hook may bring its end forward by lowering `max_iter`."""
+        logger.info("Starting training from iteration %d", start_iter)
+        self.iter = self.start_iter = start_iter
+        self.max_iter = max_iter
+        with EventStorage(start_iter) as self.storage:
+            try:
+                self.before_train()
+                while self.iter < self.max_iter:
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                    self.iter += 1
+            except Exception as error:
+                if as_user_error(error) is None:  # a defect of ours
+                    logger.exception("Exception during training:")
+                raise
+            finally:
+                self.after_train()
 
     def run_step(self) -> None:
         try:
@@ -176,6 +194,9 @@ class Trainer(SimpleTrainer):
             start = time.perf_counter()
             batch = next(self._data_loader_iter)
             data_time += time.perf_counter() - start
+            if isinstance(batch, ReportedBatch):
+                batch, unreadable = batch
+                self.unreadable += unreadable
             with self._no_sync_before_last(step):
                 try:
                     with autocast(self.device, self.dtype):
@@ -293,7 +314,7 @@ class Trainer(SimpleTrainer):
             self.ema.module.load_state_dict(state_dict["ema"])
         elif self.ema is not None:
             logger.warning("The checkpoint has no averaged weights: train.ema_decay starts here")
-            self.restart_average()
+            self.ema.set(self._plain_model)
 
 
 @dataclass

@@ -1,13 +1,18 @@
-"""Where metrics go: terminal, ``metrics.json``, TensorBoard and Weights & Biases."""
+"""Where metrics go: terminal, ``metrics.json``, TensorBoard, W&B, ``metrics_test.json``."""
 
 import contextlib
+import dataclasses
+import datetime
 import importlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 from detectron2.engine.hooks import PeriodicWriter
+from detectron2.evaluation import print_csv_format
+from detectron2.utils import comm
 from detectron2.utils.events import (
     CommonMetricPrinter,
     EventWriter,
@@ -15,8 +20,8 @@ from detectron2.utils.events import (
     TensorboardXWriter,
     get_event_storage,
 )
-from omegaconf import DictConfig, OmegaConf
 
+from ..config.settings import RunSettings
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -37,8 +42,14 @@ class WriteMetrics(PeriodicWriter):
     def before_train(self) -> None:
         self._writers = self._make_writers()
 
+    def after_train(self) -> None:
+        for writer in self._writers:
+            if isinstance(writer, MetricPrinter):
+                writer.end_at(self.trainer.max_iter)
+        super().after_train()
 
-def writer_hook(settings: DictConfig, max_iter: int) -> WriteMetrics:
+
+def writer_hook(settings: RunSettings, max_iter: int) -> WriteMetrics:
     """All writers that the ``train`` section of a config asks for.
 
     Metrics are medians over exactly the ``log_period`` iterations since the last line, so a line
@@ -46,14 +57,14 @@ def writer_hook(settings: DictConfig, max_iter: int) -> WriteMetrics:
     themselves.
 
     Raises:
-        UserError: ``train.wandb`` is set and W&B is not installed, or it is no mapping.
+        UserError: ``train.wandb`` is set and W&B is not installed.
     """
     folder, period = str(settings.output_dir), settings.log_period
-    wandb = None if settings.wandb is None else import_wandb(settings.wandb)
+    wandb = None if settings.wandb is None else import_wandb()
 
     def make_writers() -> list[EventWriter]:
         writers = [
-            MetricPrinter(max_iter),
+            MetricPrinter(max_iter, settings.max_minutes),
             JSONWriter(str(Path(folder, "metrics.json")), window_size=period),
             OptionalWriter(TensorboardXWriter(folder, window_size=period)),
         ]
@@ -75,9 +86,19 @@ class MetricPrinter(CommonMetricPrinter):
                 message += f"  img/s: {speed:.4g}  data_wait: {wait:.0%}"
             return message, kwargs
 
-    def __init__(self, max_iter: int):
+    def __init__(self, max_iter: int, max_minutes: float | None = None):
         super().__init__(max_iter)
-        self.logger = self._Logger(self.logger)
+        self.logger, self.max_minutes = self._Logger(self.logger), max_minutes
+
+    def _get_eta(self, storage) -> str | None:
+        if self.max_minutes is None:
+            return super()._get_eta(storage)
+        left = max(0.0, self.max_minutes - storage.history("minutes_used").latest())
+        return str(datetime.timedelta(seconds=int(60 * left)))
+
+    def end_at(self, iteration: int) -> None:
+        """The run is over: detectron2 asks writers once more, and there is nothing new."""
+        self._max_iter = iteration
 
 
 class OptionalWriter(EventWriter):
@@ -102,14 +123,12 @@ class OptionalWriter(EventWriter):
                 self._writer.close()
 
 
-def import_wandb(options):
+def import_wandb():
     """The module ``wandb``.
 
     Raises:
-        UserError: it is not installed, or ``train.wandb`` is no mapping.
+        UserError: it is not installed.
     """
-    if not isinstance(options, Mapping):
-        raise UserError(f"train.wandb={options} must be null or like {{project: lomar, name: a}}")
     try:
         return importlib.import_module("wandb")
     except ImportError as error:
@@ -128,10 +147,10 @@ class WandbWriter(EventWriter):
             of ``wandb.init``: ``project``, ``name``, ``entity``, ``mode``, ...
     """
 
-    def __init__(self, wandb, settings: DictConfig):
+    def __init__(self, wandb, settings: RunSettings):
         self._last_write = -1
         self._window_size = settings.log_period
-        config = OmegaConf.to_container(settings, resolve=True)
+        config = dataclasses.asdict(settings)
         file = Path(settings.output_dir, WANDB_RUN_FILE)
         self._run = wandb.init(
             dir=str(settings.output_dir),
@@ -173,3 +192,19 @@ def read_metrics(path: str | Path) -> list[dict]:
             metrics = json.loads(line)
             by_iteration[metrics["iteration"]] = metrics
     return [by_iteration[iteration] for iteration in sorted(by_iteration)]
+
+
+def report_results(results: dict, output_dir: Path) -> None:
+    """Prints results and writes ``metrics_test.json``; what could not be computed is null there.
+
+    That is a metric without ground truth, such as AP of large objects where there are none.
+    """
+    if not comm.is_main_process():
+        return
+    print_csv_format(results)
+    plain = {
+        task: {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        for task, metrics in results.items()
+    }
+    text = json.dumps(plain, indent=2, allow_nan=False) + "\n"
+    (output_dir / "metrics_test.json").write_text(text)

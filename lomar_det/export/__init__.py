@@ -13,7 +13,7 @@ from pathlib import Path
 import detectron2
 import torch
 
-from ..detection.from_checkpoint import find_categories, follow_checkpoint, load_detector
+from ..detection.from_checkpoint import find_categories, load_detector, read_detector
 from ..detection.yaml_route import load_any_config
 from ..engine.device import pick_device
 from ..errors import UserError
@@ -42,8 +42,8 @@ def main(args: argparse.Namespace) -> Path:
     if args.format.startswith("onnx"):
         _require_onnx()
         device = torch.device("cpu")
-    meta = follow_checkpoint(cfg)
-    model = load_detector(cfg, device)
+    cfg, found = read_detector(cfg)
+    model = load_detector(cfg, found, device)
     name, export = FORMATS[args.format]
     path = Path(args.output, name)
     try:
@@ -51,13 +51,15 @@ def main(args: argparse.Namespace) -> Path:
     except OSError as error:
         raise UserError(f"--output {path.parent} cannot be written: {error}") from None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of recording: what it got wrong, the comparison shows
+        warnings.simplefilter("ignore")  # the comparison below shows what went wrong
         description = export(model, path, args.input_size and tuple(args.input_size))
     description |= {
         "format": args.format,
         "config": Path(args.config_file).name,
-        "checkpoint": Path(cfg.train.init_checkpoint).name,
-        "categories": find_categories(cfg, cfg.model.roi_heads.num_classes, meta.get("classes")),
+        "checkpoint": Path(found.path).name,
+        "categories": find_categories(
+            cfg, cfg.model.roi_heads.num_classes, found.meta.get("classes")
+        ),
         "pixel_mean": _channels(model.pixel_mean),
         "pixel_std": _channels(model.pixel_std),
         "channels": "RGB",

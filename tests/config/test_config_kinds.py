@@ -25,7 +25,7 @@ CLASSIFY = "imagenet/finetune_lomar_vit_tiny.py"
         (finetune, PRETRAIN, "data.augmentation; see configs/imagenet"),
         (finetune, DETECT, "data.augmentation; see configs/imagenet"),
         (detection, PRETRAIN, "dataloader.train; see configs/coco"),
-        (detection, "common/run.py", "no model; see configs/coco"),
+        (detection, "common/detection_data.py", "no model; see configs/coco"),
     ],
 )
 def test_a_config_of_another_stage(tmp_path, monkeypatch, tool, config, words):

@@ -9,8 +9,10 @@ from detectron2.utils.events import EventStorage
 from helpers.common import ROOT, detector_batch, draw_instances
 from omegaconf import OmegaConf
 
+from lomar_det.config.lazy import instantiate_section, thawed, with_settings
 from lomar_det.data import configure_data
-from lomar_det.detection.contradictions import refuse_contradictions
+from lomar_det.detection.settings import check_detection_config
+from lomar_det.detection.train import count_iterations
 from lomar_det.detection.yaml_route import load_any_config
 from lomar_det.errors import UserError
 from lomar_det.modeling.build import build_model
@@ -31,8 +33,14 @@ SIZES = {
 
 def load(path, *overrides):
     cfg = load_any_config(path, list(overrides))
-    refuse_contradictions(cfg)
+    check_detection_config(cfg, path)
     return cfg
+
+
+def iterations(cfg):
+    settings = check_detection_config(cfg, "the config")
+    batch = cfg.dataloader.train.total_batch_size
+    return count_iterations(settings, batch, cfg.data.num_images, cfg.optimizer.lr)
 
 
 def build_on_meta(cfg):
@@ -43,10 +51,11 @@ def build_on_meta(cfg):
 @pytest.mark.parametrize("path", COCO, ids=lambda path: path.name)
 def test_coco_configs_are_what_their_names_say(path):
     cfg = load(path)
-    configure_data(cfg)
+    assert configure_data(cfg) is None
     words = path.stem.split("_")
     assert cfg.train.output_dir == f"output/{path.stem}"
-    assert cfg.train.max_iter == ITERATIONS[words[-1]]
+    assert iterations(cfg) == ITERATIONS[words[-1]]
+    cfg = with_settings(cfg, {"train.max_iter": iterations(cfg)})
     assert cfg.dataloader.train.total_batch_size == 64 and cfg.optimizer.lr == 1e-4
     schedule = instantiate(cfg.lr_multiplier)
     at = lambda share: schedule(share)  # noqa: E731
@@ -65,8 +74,7 @@ def test_coco_configs_are_what_their_names_say(path):
     assert {block.attn.rel_pos for block in net.blocks} == {rel_pos}
     assert isinstance(model.roi_heads.box_head, torch.nn.ModuleList) == ("cascade" in words)
     assert model.backbone.padding_constraints == {"size_divisibility": 32, "square_size": 1024}
-    cfg.optimizer.params.model = model
-    assert instantiate(cfg.optimizer.params)  # the decay fits the depth
+    assert instantiate_section(cfg, "optimizer.params", model=model)  # the decay fits the depth
 
 
 @pytest.mark.parametrize("path", CUSTOM, ids=lambda path: path.name)
@@ -80,13 +88,13 @@ def test_custom_configs_take_the_users_data(path, drawn_set):
             pair = key.format(split), str(value)
             overrides += pair if path.suffix == ".yaml" else ["=".join(pair)]
     cfg = load(path, *overrides)
-    configure_data(cfg)
-    model = build_on_meta(cfg)
+    facts = configure_data(cfg)
+    assert facts.num_images >= 1
+    model = build_on_meta(facts.apply(cfg))
     predictors = model.roi_heads.box_predictor
     for predictor in predictors if isinstance(predictors, torch.nn.ModuleList) else [predictors]:
         assert predictor.num_classes == 2 and predictor.test_topk_per_image == 100
     assert model.roi_heads.mask_head.predictor.out_channels == 2
-    assert cfg.train.max_iter >= 1
 
 
 def test_the_table_lists_every_config():
@@ -115,18 +123,16 @@ def test_the_vitae_variant_differs_in_weight_decay_alone():
 def test_iterations_follow_from_epochs_and_batch(lomar_log):
     path = CONFIGS / "coco" / "mask_rcnn_lomar_vit_b_25ep.py"
     cfg = load(path, "dataloader.train.total_batch_size=16", "train.epochs=12")
-    configure_data(cfg)
-    assert cfg.train.max_iter == 12 * 118_000 / 16
-    assert cfg.optimizer.lr == 1e-4  # said, not changed
+    assert iterations(cfg) == 12 * 118_000 / 16
     assert "12 epochs x 118000 images / batch 16 = 88500 iterations" in lomar_log.text
     assert "meant for batch 64, this run has 16; scaled linearly it would be 2.5e-05" in (
         lomar_log.text
     )
-    cfg = load(path, "train.max_iter=10")
-    configure_data(cfg)
-    assert cfg.train.max_iter == 10 and "train.epochs=25 does not count" in lomar_log.text
-    with pytest.raises(UserError, match="train.epochs or train.max_iter"):
-        configure_data(load(path, "train.epochs=null"))
+    assert iterations(load(path, "train.max_iter=10")) == 10
+    assert "train.epochs=25 does not count" in lomar_log.text
+    assert iterations(load(path, "train.max_minutes=10")) is None
+    with pytest.raises(UserError, match="train.epochs, train.max_iter or train.max_minutes"):
+        iterations(load(path, "train.epochs=null"))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +165,7 @@ def test_what_the_model_refuses_is_a_users_error(overrides, words):
 
 
 def small_cascade():
-    cfg = load(CONFIGS / "custom" / "mask_rcnn_lomar_vit_tiny.py")
+    cfg = thawed(load(CONFIGS / "custom" / "mask_rcnn_lomar_vit_tiny.py"))
     cfg.model.roi_heads.update(num_classes=8, batch_size_per_image=16)
     runpy.run_path(CONFIGS / "common" / "models" / "cascade_rcnn.py")["cascade"](cfg.model)
     return build_model(cfg)

@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from helpers.common import draw_instances, tool_args
 from PIL import Image
 
-from lomar_det.config.lazy import load_config
+from lomar_det.config.lazy import load_config, with_settings
 from lomar_det.data import check, configure_data, read_coco_summary
 from lomar_det.data.checks.annotations import check_annotations
 from lomar_det.data.checks.findings import ERROR, KINDS, WARNING, Findings
@@ -50,11 +50,9 @@ def base_config():
 
 
 def configured(paths):
-    cfg = copy.deepcopy(base_config())
-    for split in ("train", "val"):
-        cfg.data[split] = {"annotations": str(paths[0]), "images": str(paths[1])}
-    configure_data(cfg)
-    return cfg
+    split = {"annotations": str(paths[0]), "images": str(paths[1])}
+    cfg = with_settings(base_config(), {"data.train": split, "data.val": split})
+    return configure_data(cfg).apply(cfg)
 
 
 def set_up(paths):

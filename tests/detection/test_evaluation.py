@@ -20,9 +20,12 @@ from torch import nn
 
 from lomar_det.checkpoint.serialization import load_plain
 from lomar_det.config.lazy import load_config
+from lomar_det.config.settings import RunSettings
 from lomar_det.data import configure_data, register_coco
 from lomar_det.detection import train as detection
 from lomar_det.detection.evaluation import CocoEvaluator
+from lomar_det.engine import Run
+from lomar_det.engine.writers import report_results
 from lomar_det.errors import UserError
 
 DETECT = "custom/mask_rcnn_lomar_vit_tiny.py"
@@ -187,8 +190,8 @@ def test_classes_are_listed_for_one_class_and_for_boxes_only(
 
 def test_metrics_without_ground_truth_are_null(drawn_set, tmp_path, monkeypatch):
     results, _ = evaluate_noisy(*drawn_set, monkeypatch, "pycocotools")
-    detection.write_results(results, tmp_path / "metrics.json")
-    written = json.loads((tmp_path / "metrics.json").read_text())
+    report_results(results, tmp_path)
+    written = json.loads((tmp_path / "metrics_test.json").read_text())
     assert written["bbox"]["APl"] is None and written["bbox"]["AP"] == results["bbox"]["AP"] > 0
 
 
@@ -286,8 +289,10 @@ def evaluate_oracle(rank, world_size, annotations, images, output):
     settings = [*TINY_DETECTOR, *data_settings(annotations, images), f"train.output_dir={output}"]
     cfg = load_config(tool_args(DETECT).config_file, settings)
     os.makedirs(output, exist_ok=True)
-    configure_data(cfg)
-    detection.evaluate(cfg, Oracle(DatasetCatalog.get("custom_val"), 2))
+    cfg = configure_data(cfg).apply(cfg)
+    run = Run(RunSettings(output_dir=str(output)), torch.device("cpu"), torch.float32)
+    evaluate = detection.build_evaluation(run, cfg)
+    evaluate(Oracle(DatasetCatalog.get("custom_val"), 2))
 
 
 def test_two_processes_see_every_image_once(tmp_path):

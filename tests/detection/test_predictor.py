@@ -27,8 +27,8 @@ CONFIG = ROOT / "configs" / "custom" / "mask_rcnn_lomar_vit_tiny.py"
 
 def save_detector(path, *opts, meta=None, num_classes=2):
     """An untrained detector; its class scores are spread, so that thresholds matter."""
-    cfg = load_config(CONFIG, [*TINY_DETECTOR, *opts])
-    cfg.model.roi_heads.num_classes = num_classes
+    values = {"model.roi_heads.num_classes": num_classes}
+    cfg = load_config(CONFIG, [*TINY_DETECTOR, *opts], values)
     model = build_model(cfg)
     torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.5)
     torch.save({"model": model.state_dict(), "meta": meta or {}}, path)

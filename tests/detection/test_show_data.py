@@ -7,11 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-from detectron2.config import instantiate
 from helpers.common import ROOT, TINY_DETECTOR, TINY_PRETRAIN, data_settings, tool_args
 from PIL import Image
 
-from lomar_det.config.lazy import load_config
+from lomar_det.config.lazy import instantiate_section, load_config
 from lomar_det.data import configure_data
 from lomar_det.detection.draw import distinct_color
 from lomar_det.detection.show_data import visualize_detection_data
@@ -49,9 +48,8 @@ def test_samples_are_those_of_training_in_its_order(drawn_set, tmp_path):
     cfg = detector_config(drawn_set, "train.seed=5")
     paths = visualize_detection_data(cfg, tmp_path / "out", 4)
     again = detector_config(drawn_set)
-    configure_data(again)
-    again.dataloader.train.seed = 5
-    batches = iter(instantiate(again.dataloader.train))  # of two
+    again = configure_data(again).apply(again)
+    batches = iter(instantiate_section(again, "dataloader.train", seed=5))  # of two
     samples = next(batches) + next(batches)
     for path, sample in zip(paths, samples, strict=True):
         assert path.stem.endswith(sample["file_name"][-7:-4])

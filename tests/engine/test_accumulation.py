@@ -18,9 +18,11 @@ from lomar_det.modeling.build import build_model
 @pytest.fixture
 def detector():
     path = ROOT / "configs" / "custom" / "mask_rcnn_lomar_vit_tiny.py"
-    cfg = load_config(path, ["model.backbone.net.depth=2", "model.backbone.square_pad=96"])
-    cfg.model.proposal_generator.update(batch_size_per_image=100_000, post_nms_topk=(4, 4))
-    cfg.model.roi_heads.update(num_classes=8, batch_size_per_image=100_000)
+    small = {"model.backbone.net.depth": 2, "model.backbone.square_pad": 96}
+    small |= {"model.proposal_generator.post_nms_topk": [4, 4], "model.roi_heads.num_classes": 8}
+    for part in ("proposal_generator", "roi_heads"):
+        small[f"model.{part}.batch_size_per_image"] = 100_000
+    cfg = load_config(path, [], small)
     model = build_model(cfg)
     # as initialised, every proposal would have the same loss
     torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight)

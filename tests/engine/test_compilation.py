@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from lomar_det.engine import build_trainer
+from lomar_det.config.settings import RunSettings
+from lomar_det.engine import Run, build_trainer
 from lomar_det.engine.compilation import compile_blocks
 from lomar_det.layers import Block, TokenGrid
 from lomar_det.modeling import LoMaRViT
@@ -88,10 +88,10 @@ def test_a_compiled_model_trains_averages_and_saves_as_another(dynamo, tmp_path)
     def trainer(compile):
         torch.manual_seed(0)
         model = LoMaR(img_size=64, embed_dim=32, depth=2, num_heads=2, window_size=3)
-        settings = {"device": "cpu", "precision": "fp32", "clip_grad_norm": None, "ddp": {}}
-        settings |= {"compile": compile, "ema_decay": 0.9, "log_period": 1}
+        settings = RunSettings(compile=compile, ema_decay=0.9, log_period=1)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        trainer = build_trainer(OmegaConf.create(settings), model, optimizer, 1, losses)
+        run = Run(settings, torch.device("cpu"), torch.float32)
+        trainer = build_trainer(run, model, optimizer, losses)
         trainer.data_loader = [images]
         torch.manual_seed(1)
         trainer.train(0, 1)

@@ -15,8 +15,8 @@ import pytest
 import torch
 from detectron2.utils import comm
 from helpers.common import ROOT, free_port, tool_environment
-from omegaconf import OmegaConf
 
+from lomar_det.config.settings import RunSettings
 from lomar_det.engine import add_run_arguments, run_tool, setup_run
 from lomar_det.errors import UserError
 
@@ -126,24 +126,11 @@ def test_exit_codes(capsys, error, code, words):
     assert stop.value.code == code and words in capsys.readouterr().err
 
 
-def test_a_tool_without_resume_is_started_again(capsys):
-    def main(args):
-        raise OSError(errno.ENOSPC, "No space left")
-
-    given = arguments()
-    del given.resume
-    with pytest.raises(SystemExit):
-        run_tool(main, given)
-    assert "then start the same command again" in capsys.readouterr().err
-
-
 def test_the_log_of_a_run(tmp_path, monkeypatch):
     """In ~, and with file names that are not UTF-8: no line may be lost."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    settings = {"output_dir": "~/a run", "device": "cpu", "precision": "auto"}
-    cfg = OmegaConf.create({"train": settings})
-    setup_run(cfg)
-    assert cfg.train.output_dir == f"{tmp_path}/a run"
+    run = setup_run(RunSettings(output_dir="~/a run", device="cpu"))
+    assert run.output_dir == tmp_path / "a run"
     logging.getLogger("lomar_det").warning("cannot read %s", os.fsdecode(b"\xe9.png"))
     assert "cannot read \\udce9.png" in (tmp_path / "a run" / "log.txt").read_text()
 

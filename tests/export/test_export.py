@@ -24,8 +24,7 @@ BASELINE = ["model.backbone.net.rel_pos=decomposed", "model.backbone.net.use_abs
 def make_detector(path, *opts):
     """A model, always the same, and its checkpoint; spread out, so that mistakes show."""
     torch.manual_seed(0)
-    cfg = load_config(CONFIG, [*TINY_DETECTOR, *opts])
-    cfg.model.roi_heads.num_classes = 3
+    cfg = load_config(CONFIG, [*TINY_DETECTOR, *opts], {"model.roi_heads.num_classes": 3})
     model = build_model(cfg).eval()
     for name, parameter in model.named_parameters():
         if "lookup_table" in name or "rel_pos" in name or "cls_score.weight" in name:

@@ -153,10 +153,9 @@ def free_port() -> int:
 
 def run_two_processes(main, args: argparse.Namespace) -> None:
     """Runs a tool in two processes that torchrun's variables describe; both must end well."""
-    # forked, to save two starts of Python; not where autograd's GPU threads forbid it
-    method = "spawn" if torch.cuda.is_available() else "fork"
+    # not forked: autograd's threads may be running, and a fork would not have them
     processes = torch.multiprocessing.start_processes
-    processes(_as_torchrun_would, (free_port(), main, args), 2, start_method=method)
+    processes(_as_torchrun_would, (free_port(), main, args), 2, start_method="spawn")
 
 
 def _as_torchrun_would(rank: int, port: int, main, args: argparse.Namespace) -> None:

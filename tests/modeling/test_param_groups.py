@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from detectron2.config import instantiate
 from detectron2.modeling.backbone.vit import get_vit_lr_decay_rate
 from detectron2.solver.build import get_default_optimizer_params
 from helpers.common import ROOT
 
-from lomar_det.config.lazy import load_config
+from lomar_det.config.lazy import instantiate_section, load_config
 from lomar_det.errors import UserError
 from lomar_det.modeling import layer_decay_params
 from lomar_det.modeling.build import build_model
@@ -66,8 +65,7 @@ def test_the_baseline_has_the_groups_of_vitdets_recipe():
 def test_the_vitae_ports_weight_decay():
     settings = ["model.backbone.net.rel_pos=decomposed", "model.backbone.net.use_abs_pos=True"]
     cfg, model = detector(*settings, name="mask_rcnn_lomar_vit_b_vitae_25ep")
-    cfg.optimizer.params.model = model
-    groups = by_name(model, instantiate(cfg.optimizer.params))
+    groups = by_name(model, instantiate_section(cfg, "optimizer.params", model=model))
     for name, parameter in model.named_parameters():
         # the port's rule, besides its names: whatever is a vector
         is_table = name.endswith(("pos_embed", "rel_pos_h", "rel_pos_w"))

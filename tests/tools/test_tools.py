@@ -314,7 +314,7 @@ def test_resume_takes_the_learning_rate_of_today(drawn_set, tmp_path):
 
 
 def test_forgotten_data_is_named(tmp_path):
-    with pytest.raises(UserError, match="data.val.annotations"):
+    with pytest.raises(UserError, match="data.train.annotations"):
         detection.main(tool_args(DETECT, *TINY_DETECTOR, f"train.output_dir={tmp_path}"))
 
 

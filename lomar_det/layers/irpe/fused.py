@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .buckets import TokenGrid
-from .kernels.launch import (
+from .kernels.calls import (
     empty_rows,
     grid_attention,
     grid_attention_backward,

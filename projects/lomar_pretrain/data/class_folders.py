@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 
 from lomar_det.data.image_files import is_image_name
 from lomar_det.data.images import UnreadableImageError, load_image
-from lomar_det.errors import UserError
+from lomar_det.errors import AGAIN, UserError
 
 from .unreadable import REMEDY, BadImageFile
 
@@ -87,7 +87,7 @@ class LabelledImages(Dataset):
 class MarkUnreadable(Dataset):
     """Images to measure on: a blank one, marked in its label, where one cannot be read.
 
-    Each image counts once, so that there is nothing to replace it by; see `FindReadable`.
+    Each image counts once, so that no other can replace it; see `FindReadable`.
 
     Args:
         images: All to be looked at.
@@ -110,10 +110,10 @@ class MarkUnreadable(Dataset):
 class FindReadable:
     """Tells the labels of `MarkUnreadable` that are classes from those of unreadable images.
 
-    These are reported when they are first met.
+    Unreadable images are reported once.
 
     Args:
-        samples: Of its images.
+        samples: The (path, class) pairs of its images.
         purpose: What is measured on them, for the log.
         listed_in: A `BadImageFile` for the unreadable ones.
         max_fraction: Share that may be unreadable: what is measured on few others means little.
@@ -149,7 +149,7 @@ class FindReadable:
             file = BadImageFile(self.listed_in, resume=True)
             file.add([(path, _reason(path)) for path in new if path not in file])
         if len(unreadable) == len(labels):
-            raise UserError(f"{count}, {where}: repair them, then continue with --resume")
+            raise UserError(f"{count}, {where}: repair them, {AGAIN}")
         if len(unreadable) > self.max_fraction * len(labels):
             raise UserError(
                 f"{count}, more than data.max_bad_fraction={self.max_fraction:g}; {where}. {REMEDY}"

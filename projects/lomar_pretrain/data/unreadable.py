@@ -11,12 +11,11 @@ from typing import Any
 from torch.utils.data import default_collate
 
 from lomar_det.data.images import UnreadableImageError
-from lomar_det.data.stream import SeededDataset
-from lomar_det.errors import UserError
+from lomar_det.data.stream import ReportedBatch, SeededDataset, Unreadable
+from lomar_det.errors import AGAIN, UserError
 
-BadImage = tuple[str, str]  # name of the image, reason
 # where there are too many
-REMEDY = "Repair or remove them, or raise data.max_bad_fraction, then continue with --resume"
+REMEDY = f"Repair or remove them, or raise data.max_bad_fraction, {AGAIN}"
 
 
 class ReplaceUnreadable:
@@ -29,9 +28,9 @@ class ReplaceUnreadable:
 
     def __init__(self, transform: Callable[..., Any], name: Callable[[Any], str] = str):
         self.transform, self.name = transform, name
-        self._failed: list[BadImage] = []
+        self._failed: list[Unreadable] = []
 
-    def __call__(self, image) -> tuple[Any, list[BadImage]] | None:
+    def __call__(self, image) -> tuple[Any, list[Unreadable]] | None:
         """The sample, and which images it replaces; None for an unreadable image."""
         try:
             sample = self.transform(image)
@@ -47,10 +46,10 @@ class ReplaceUnreadable:
         return sample, failed
 
 
-def collate_images(samples: list[tuple[Any, list[BadImage]]]) -> tuple[Any, list[BadImage]]:
+def collate_images(samples: list[tuple[Any, list[Unreadable]]]) -> ReportedBatch:
     """One batch, and all images that were replaced in it."""
     samples, failed = zip(*samples, strict=True)
-    return default_collate(list(samples)), [bad for some in failed for bad in some]
+    return ReportedBatch(default_collate(list(samples)), [bad for some in failed for bad in some])
 
 
 class BadImageFile:
@@ -75,7 +74,7 @@ class BadImageFile:
     def __contains__(self, name: str) -> bool:
         return _in_one_line(name) in self._known
 
-    def add(self, failed: list[BadImage]) -> list[BadImage]:
+    def add(self, failed: list[Unreadable]) -> list[Unreadable]:
         """Writes down those that are not yet there, and returns them."""
         new = {}
         for name, reason in failed:

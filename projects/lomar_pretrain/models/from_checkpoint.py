@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from lomar_det.checkpoint import read_state_dict
-from lomar_det.checkpoint.layouts import USUAL_NUM_HEADS, architecture_of
+from lomar_det.checkpoint.rename import USUAL_NUM_HEADS, architecture_of
 from lomar_det.checkpoint.serialization import load_plain
 from lomar_det.config.lazy import load_config
 from lomar_det.errors import UserError

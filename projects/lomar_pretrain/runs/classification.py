@@ -3,13 +3,13 @@
 Shapes: B images, K classes.
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from omegaconf import DictConfig, OmegaConf
 from timm.data import Mixup, create_transform
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lomar_det.errors import UserError
 
 from ..data.class_folders import ClassFolders, FindReadable
+from .settings import AugmentationSettings, FinetuneSettings
 
 
 def read_class_folders(path: str | Path, val_fraction: float, seed: int):
@@ -63,10 +64,10 @@ def read_class_folders(path: str | Path, val_fraction: float, seed: int):
     return train, val, folders.classes
 
 
-def train_transform(img_size: tuple[int, int], augmentation: DictConfig):
+def train_transform(img_size: tuple[int, int], augmentation: AugmentationSettings):
     """timm's training transform of a PIL image; draws from the global generators."""
-    options = OmegaConf.to_container(augmentation)
-    options |= {"hflip": options["hflip"] or 0.0, "re_prob": options["re_prob"] or 0.0}
+    options = dataclasses.asdict(augmentation)
+    options |= {name: options[name] or 0.0 for name in ("hflip", "vflip", "re_prob")}
     try:
         return create_transform(
             img_size, is_training=True, interpolation="bicubic", re_mode="pixel", **options
@@ -87,8 +88,8 @@ class MixedLoss:
     height, width) and labels (B,).
     """
 
-    def __init__(self, settings: DictConfig, num_classes: int):
-        self.device, self.mixup = torch.device(settings.device), None
+    def __init__(self, settings: FinetuneSettings, device: torch.device, num_classes: int):
+        self.device, self.mixup = device, None
         self.criterion: nn.Module = LabelSmoothingCrossEntropy(settings.label_smoothing)
         if settings.mixup or settings.cutmix:
             self.mixup = Mixup(
@@ -149,7 +150,9 @@ class AccuracyEvaluator(DatasetEvaluator):
         return {"classification": {"top1": top1, "top5": top5, "images": images}}
 
 
-def build_optimizer(model: nn.Module, settings: DictConfig, lr: float) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, settings: FinetuneSettings, lr: float
+) -> torch.optim.Optimizer:
     """timm's optimizer over what is trained, with layer-wise learning rates.
 
     timm leaves ``lr_scale`` in the groups to its own schedulers; ours multiply each group's rate.

@@ -1,7 +1,5 @@
 """How good are the features so far? k nearest neighbours on labelled images, nothing trained.
 
-Works without detectron2.
-
 Shapes: N training and n test features, C embed_dim.
 """
 
@@ -120,8 +118,8 @@ class KNNProbe:
     so large that they alone would decide the cosine.
 
     Args:
-        model: A pretraining model; its mode and the global generators are left alone.
         path: Folder of class folders.
+        img_size: (height, width) of the model.
         k: Neighbours.
         max_images: Of larger folders, so many images, spread evenly.
         batch_size: Images per forward pass.
@@ -134,32 +132,34 @@ class KNNProbe:
 
     def __init__(
         self,
-        model: nn.Module,
         path: str,
+        img_size: tuple[int, int],
         k: int = 20,
         max_images: int = 2000,
         batch_size: int = 64,
         num_workers: int = 0,
         autocast: Callable = nullcontext,
     ):
-        self.model, self.k, self.path = model, k, path
+        self.path, self.img_size, self.k = path, img_size, k
         self.batch_size, self.num_workers, self.autocast = batch_size, num_workers, autocast
         folders = ClassFolders(path)
         samples, self.num_classes = folders.samples, len(folders.classes)
         number = min(max_images, len(samples))
         # samples lie class by class, so that even steps keep the classes' shares
         chosen = [samples[i * len(samples) // number] for i in range(number)]
-        self.images = LabelledImages(chosen, partial(fit_image, size=model.img_size))
+        self.images = LabelledImages(chosen, partial(fit_image, size=img_size))
         self.chance = 0.0
 
     @torch.no_grad()
-    def measure(self) -> float:
-        """Top-1 accuracy of today's features, in percent; sets ``chance`` beside it.
+    def measure(self, model: nn.Module) -> float:
+        """Top-1 accuracy of a model's features, in percent; sets ``chance`` beside it.
+
+        The model's mode and the global generators are left alone.
 
         Raises:
             UserError: too few of the images could be read.
         """
-        features, labels = self._extract()
+        features, labels = self._extract(model)
         train, test = split_per_class(labels)
         if len(labels[test].unique()) < 2:
             raise UserError(
@@ -172,21 +172,21 @@ class KNNProbe:
             features[train], labels[train], features[test], labels[test], self.k
         )
 
-    def _extract(self) -> tuple[Tensor, Tensor]:
+    def _extract(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Features (n, C) and labels (n,) of the chosen images that can be read, on the CPU."""
         loader = DataLoader(
-            MarkUnreadable(self.images, self.model.img_size),
+            MarkUnreadable(self.images, self.img_size),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             worker_init_fn=quiet_worker,
             # Starting a loader draws a number: not from the run's generator.
             generator=torch.Generator().manual_seed(0),
         )
-        was_training = self.model.training
-        self.model.eval()
+        was_training = model.training
+        model.eval()
         try:
-            features, labels = extract_features(self.model, loader, self.autocast)
+            features, labels = extract_features(model, loader, self.autocast)
         finally:
-            self.model.train(was_training)
+            model.train(was_training)
         readable = FindReadable(self.images.samples, "kNN probe")(labels)
         return features[readable], labels[readable]

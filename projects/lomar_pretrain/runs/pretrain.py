@@ -1,76 +1,40 @@
-"""The pretraining run: what `tools/pretrain.py` does.
-
-Needs detectron2 for its trainer, hooks and writers; models and data do not.
-"""
+"""The pretraining run: what `tools/pretrain.py` and `lomar_pretrain.pretrain` do."""
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from os import fspath
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.utils import comm
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 import lomar_det
 from lomar_det.checkpoint import load_encoder_weights, save_backbone
-from lomar_det.config.lazy import as_list, find_config, load_config, require_sections, set_option
-from lomar_det.config.rules import FLAG, RUN_RULES, check_settings, number, one_of, pair, whole
-from lomar_det.data.stream import (
-    SeededDataset,
-    count_accumulation_steps,
-    seed_everything,
-    stream_loader,
-)
-from lomar_det.engine import (
-    Checkpointer,
-    build_trainer,
-    check_output_dir,
-    check_warmup,
-    delete_old_run,
-    hooks_by_epochs,
-    plan_epochs,
-    save_config,
-    setup_run,
-)
+from lomar_det.config.lazy import as_list, find_config, load_config, require_sections
+from lomar_det.data.stream import SeededDataset, seed_everything, stream_loader
+from lomar_det.engine.fit import fit
+from lomar_det.engine.schedules import check_warmup, plan_epochs
+from lomar_det.engine.setup import Run, save_config, setup_run
 from lomar_det.engine.writers import read_metrics
-from lomar_det.errors import UserError
 from lomar_det.modeling.build import build_model
 
-from ..data.sources import find_images
+from ..data.sources import ImageList, find_images
 from ..data.transforms import PretrainTransform, WithNoise, normalize
 from ..data.unreadable import ReplaceUnreadable, collate_images
 from ..figures.plots import plot_training
-from .hooks import CountBadImages, evaluation_hooks
+from ..models.lomar import LoMaR
+from ..models.mae import MAE
+from .bad_images import CountBadImages
+from .progress import progress_hooks
+from .settings import PretrainData, PretrainSettings
 
 logger = logging.getLogger(__name__)
-
-RULES = RUN_RULES | {
-    "data.crop_scale": pair(number("(0, 1]"), ascending=True),
-    "data.flip": FLAG,
-    "data.max_bad_fraction": number("[0, 1]"),
-    "data.max_megapixels": number("(0, inf)") | one_of(None),
-    "data.num_workers": whole(0),
-    "train.epochs": number("(0, inf)"),
-    "train.warmup_epochs": number("[0, inf)"),
-    "train.base_lr": number("(0, inf)"),
-    "train.total_batch_size": whole(1),
-    "train.betas": pair(number("[0, 1)")),
-    "train.weight_decay": number("[0, inf)"),
-    "train.checkpoint_epochs": number("(0, inf)"),
-    "train.max_to_keep": whole(1) | one_of(None),
-    "train.milestone_epochs": number("(0, inf)") | one_of(None),
-    "train.picture_epochs": number("[0, inf)"),
-    "train.probe.epochs": number("[0, inf)"),
-    "train.probe.k": whole(1),
-    "train.probe.max_images": whole(1),
-    "train.probe.batch_size": whole(1),
-}
-
 
 MAIN_RECIPE = "lomar_vit_b_224_1600ep"
 
@@ -101,7 +65,7 @@ def pretrain(
 
     Args:
         data: Folder of images, searched recursively, or several of them.
-        output: Folder for checkpoints, logs and images.
+        output: Folder for checkpoints, logs and drawings.
         config: A recipe's name (a file in ``configs/pretrain/``) or the path of a config file.
         resume: Continue from the last checkpoint in ``output``.
         overrides: Settings of the config: sections as dicts, or single ones with dots.
@@ -112,16 +76,13 @@ def pretrain(
     Raises:
         UserError: anything the user can mend.
     """
-    path = find_config(config, "pretrain")
-    cfg = load_config(path, [])
     folders = fspath(data) if isinstance(data, str | Path) else [fspath(item) for item in data]
-    settings = overrides | {"data.path": folders, "train.output_dir": fspath(output)}
-    for key, value in _flatten(settings):
-        set_option(cfg, key, value, path)
-    return start(cfg, resume)
+    values = overrides | {"data.path": folders, "train.output_dir": fspath(output)}
+    cfg = load_config(find_config(config, "pretrain"), [], dict(_flatten(values)))
+    return run_pretraining(cfg, resume)
 
 
-def _flatten(settings: dict[str, Any], prefix: str = ""):
+def _flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Sections as dicts to single settings, so that a mistyped one is noticed in either."""
     for key, value in settings.items():
         if isinstance(value, dict) and value:
@@ -139,89 +100,81 @@ def main(args: argparse.Namespace) -> Path:
     cfg = load_config(args.config_file, args.opts)
     needed = "model", "data.crop_scale", "train.warmup_epochs", "train.output_dir"
     require_sections(cfg, args.config_file, "pretrain", *needed)
-    return start(cfg, args.resume)
+    return run_pretraining(cfg, args.resume)
 
 
-def start(cfg: DictConfig, resume: bool = False) -> Path:
-    """Sets a run up and runs it, for the tool and for `lomar_pretrain.pretrain` alike."""
-    if OmegaConf.is_missing(cfg.data, "path"):
-        raise UserError("data.path is not set: give the folder of your images, data.path=FOLDER")
-    check_settings(cfg, RULES)
-    check_warmup(cfg.train)
-    setup_run(cfg)
-    return run(cfg, check_output_dir(cfg.train, resume))
-
-
-def run(cfg: DictConfig, resume: bool = False) -> Path:
-    """The run itself: data, model, trainer, then the files for the next stage."""
-    settings, device = cfg.train, torch.device(cfg.train.device)
-    batch = settings.total_batch_size
-    accumulation_steps = count_accumulation_steps(
-        batch, settings.max_batch_per_gpu, settings.accumulation_steps
-    )
+def run_pretraining(cfg: DictConfig, resume: bool = False) -> Path:
+    """The run of a config, from its settings to the files for the next stage."""
+    settings = PretrainSettings.read(cfg, "train")
+    data = PretrainData.read(cfg, "data")
+    check_warmup(settings)
+    run = setup_run(settings, settings.total_batch_size, resume)
     seed_everything(settings.seed)
-    model = build_model(cfg).to(device)  # before the images are looked for: it may be impossible
-    paths = find_images(as_list(cfg.data.path), cfg.data.image_root)
-    plan = plan_epochs(settings, len(paths))
+    model = build_model(cfg).to(run.device)  # before images are looked for: it may be impossible
+    images = find_images(as_list(data.path), data.image_root)
+    return train(run, data, model, images, partial(save_config, cfg, run.output_dir))
+
+
+def train(run: Run, data: PretrainData, model: LoMaR | MAE, images: ImageList, save_config) -> Path:
+    """Trains the model on the images; returns the path of ``backbone_final.pth``."""
+    settings: PretrainSettings = run.settings
+    plan, lr = plan_epochs(settings, len(images))
+    meta = backbone_meta(model, None if plan.by_the_clock else settings.epochs)
+    meta |= {"ema_decay": settings.ema_decay}
+    # The probe measures random weights first.
+    hooks = progress_hooks(run, model, images, plan.iters_per_epoch, data.num_workers)
+    if settings.init_checkpoint and not run.resume:
+        load_encoder_weights(model, settings.init_checkpoint)
     optimizer = torch.optim.AdamW(
         param_groups_weight_decay(model, settings.weight_decay),
-        lr=plan.lr,
+        lr=lr,
         betas=tuple(settings.betas),
-        fused=device.type == "cuda",
+        fused=run.device.type == "cuda",
     )
-    trainer = build_trainer(settings, model, optimizer, accumulation_steps)
-    meta = backbone_meta(model, settings.epochs) | {"ema_decay": settings.ema_decay}
-    checkpointer = Checkpointer(trainer.model, settings.output_dir, meta=meta, trainer=trainer)
-    bad_images = CountBadImages(cfg, len(paths), checkpointer, resume)
-    trainer.compute_losses = bad_images.watch(_compute_losses(device))
-    watching = evaluation_hooks(cfg, trainer.eval_model, paths, plan.iters_per_epoch)
-    trainer.register_hooks(hooks_by_epochs(settings, checkpointer, plan, [bad_images, *watching]))
-
-    path = Path(settings.output_dir, "backbone_final.pth")
-    start_iter = checkpointer.resume(plan.max_iter) if resume else 0
-    if start_iter == plan.max_iter and path.is_file():
-        return path
-    if settings.init_checkpoint and not resume:
-        # after the probe has measured random weights
-        load_encoder_weights(model, settings.init_checkpoint)
-        trainer.restart_average()
-    transform = PretrainTransform(
-        model.img_size, cfg.data.crop_scale, cfg.data.flip, cfg.data.max_megapixels
+    fitted = fit(
+        run,
+        plan,
+        model,
+        optimizer,
+        partial(
+            stream_loader,
+            SeededDataset(images, make_sample(data, model), settings.seed),
+            settings.total_batch_size,
+            settings.seed,
+            num_workers=data.num_workers,
+            collate_fn=collate_images,
+            pin_memory=run.device.type == "cuda",
+            permutation=images.permutation,
+        ),
+        save_config,
+        compute_losses=partial(_compute_losses, run.device),
+        hooks=[CountBadImages(run, data.max_bad_fraction, len(images)), *hooks],
+        meta=meta,
     )
-    make = ReplaceUnreadable(WithNoise(transform, model.noise_shape))
-    trainer.data_loader = stream_loader(
-        SeededDataset(paths, make, settings.seed),
-        batch,
-        settings.seed,
-        start_iter,
-        accumulation_steps,
-        cfg.data.num_workers,
-        collate_images,
-        pin_memory=device.type == "cuda",
-        permutation=paths.permutation,
-    )
-    if not resume:
-        delete_old_run(settings)
-    save_config(cfg)
-    if start_iter < plan.max_iter:  # else it was killed before the files below were written
-        trainer.train(start_iter, plan.max_iter)
-    if comm.is_main_process():
-        save_backbone(path, trainer.eval_model.state_dict(), meta)
-        metrics = read_metrics(Path(settings.output_dir, "metrics.json"))
+    path = run.output_dir / "backbone_final.pth"
+    if comm.is_main_process() and (fitted.trained or not path.is_file()):
+        meta["epochs"] = meta["epochs"] or fitted.iterations / plan.iters_per_epoch
+        save_backbone(path, fitted.model.state_dict(), meta)
+        metrics = read_metrics(run.output_dir / "metrics.json")
         if metrics:
-            plot_training(metrics, Path(settings.output_dir, "loss.png"))
+            plot_training(metrics, run.output_dir / "loss.png")
         logger.info("The backbone for the next stage: %s", path)
     return path
 
 
-def _compute_losses(device: torch.device):
-    def compute(model: nn.Module, batch: list[Tensor]) -> dict[str, Tensor]:
-        images, noise = (tensor.to(device, non_blocking=True) for tensor in batch)
-        return {"loss": model(normalize(images), noise=noise).loss}
-
-    return compute
+def make_sample(data: PretrainData, model: LoMaR | MAE) -> ReplaceUnreadable:
+    """An image to a crop and the random numbers that decide its windows or mask."""
+    transform = PretrainTransform(model.img_size, data.crop_scale, data.flip, data.max_megapixels)
+    return ReplaceUnreadable(WithNoise(transform, model.noise_shape))
 
 
-def backbone_meta(model: nn.Module, epochs: float) -> dict:
+def _compute_losses(
+    device: torch.device, model: nn.Module, batch: list[Tensor]
+) -> dict[str, Tensor]:
+    images, noise = (tensor.to(device, non_blocking=True) for tensor in batch)
+    return {"loss": model(normalize(images), noise=noise).loss}
+
+
+def backbone_meta(model: LoMaR | MAE, epochs: float | None) -> dict:
     """The plain-data ``meta`` of a run's files: what the model is, and what made it."""
     return model.architecture | {"epochs": epochs, "code_version": lomar_det.__version__}

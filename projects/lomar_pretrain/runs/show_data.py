@@ -5,25 +5,22 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes
 
 from lomar_det.config.lazy import as_list, require_sections
-from lomar_det.config.rules import check_settings
 from lomar_det.data.stream import SeededDataset, StreamSampler
 from lomar_det.detection.show_data import make_folder
-from lomar_det.errors import UserError
 from lomar_det.layers import grid_size
 from lomar_det.modeling.build import build_model
 
 from ..data.sources import find_images
-from ..data.transforms import PretrainTransform, WithNoise
-from ..data.unreadable import ReplaceUnreadable
 from ..models.lomar import LoMaR
 from ..models.window_sampling import WindowSample, windows_from_noise
-from .pretrain import RULES
+from .pretrain import make_sample
+from .settings import PretrainData, PretrainSettings
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +41,12 @@ def visualize_pretraining_data(cfg: DictConfig, output: str | Path, num: int = 8
     """
     needed = "model.img_size", "data.path", "data.crop_scale", "train.seed"
     require_sections(cfg, "the config", "pretrain, configs/custom and configs/coco", *needed)
-    data, seed = cfg.data, cfg.train.seed
-    if OmegaConf.is_missing(data, "path"):
-        raise UserError("data.path is not set: give the folder of your images, data.path=FOLDER")
-    check_settings(cfg, RULES)
+    data = PretrainData.read(cfg, "data")
+    seed = PretrainSettings.read(cfg, "train").seed
     with torch.device("meta"):  # only to know its settings, which it checks
         model = build_model(cfg)
     paths = find_images(as_list(data.path), data.image_root)
-    transform = PretrainTransform(model.img_size, data.crop_scale, data.flip, data.max_megapixels)
-    make = ReplaceUnreadable(WithNoise(transform, model.noise_shape))
-    samples = SeededDataset(paths, make, seed)
+    samples = SeededDataset(paths, make_sample(data, model), seed)
     output = make_folder(output)
     written = []
     order = StreamSampler(len(paths), seed, permutation=paths.permutation)

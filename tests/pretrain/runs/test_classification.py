@@ -5,7 +5,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.literal import literal_logits
-from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.metrics import accuracy_score, top_k_accuracy_score
 
@@ -21,7 +20,9 @@ from lomar_pretrain.runs.classification import (
     read_class_folders,
     train_transform,
 )
+from lomar_pretrain.runs.settings import AugmentationSettings, FinetuneSettings
 
+CPU = torch.device("cpu")
 SMALL = dict(img_size=24, patch_size=4, embed_dim=24, depth=2, num_heads=2)
 OPTIMIZER = {
     "optimizer": "adamw",
@@ -53,7 +54,7 @@ def test_logits_equal_the_literal_formula(rel_pos, abs_pos, size):
 
 def test_every_parameter_is_in_one_group_with_the_rate_of_its_layer():
     model = VisionTransformerClassifier(**SMALL, num_classes=5)
-    groups = build_optimizer(model, OmegaConf.create(OPTIMIZER), lr=1.0).param_groups
+    groups = build_optimizer(model, FinetuneSettings(**OPTIMIZER), lr=1.0).param_groups
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert sum(len(group["params"]) for group in groups) == len(rates)
     assert rates.keys() == {id(p) for p in model.parameters()}
@@ -70,7 +71,7 @@ def test_every_parameter_is_in_one_group_with_the_rate_of_its_layer():
 def test_linear_probe_trains_its_head_alone():
     model = LinearProbe(VisionTransformerEncoder(**SMALL), num_classes=3)
     settings = OPTIMIZER | {"optimizer": "lars", "weight_decay": 0.0, "layer_decay": None}
-    optimizer = build_optimizer(model, OmegaConf.create(settings), lr=0.1)
+    optimizer = build_optimizer(model, FinetuneSettings(**settings), lr=0.1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.train()
     assert not any(module.training for module in model.encoder.modules())
@@ -83,8 +84,7 @@ def test_linear_probe_trains_its_head_alone():
 
 @pytest.mark.parametrize("mixup, cutmix", [(0.8, 1.0), (0.8, 0.0), (0.0, 1.0)])
 def test_mixed_targets_sum_to_one(mixup, cutmix):
-    settings = {"mixup": mixup, "cutmix": cutmix, "label_smoothing": 0.1, "device": "cpu"}
-    loss = MixedLoss(OmegaConf.create(settings), num_classes=7)
+    loss = MixedLoss(FinetuneSettings(mixup=mixup, cutmix=cutmix), CPU, num_classes=7)
     np.random.seed(0)
     for _ in range(20):
         labels = torch.randint(7, (6,))
@@ -94,18 +94,16 @@ def test_mixed_targets_sum_to_one(mixup, cutmix):
 
 
 def test_loss_without_mixing_is_the_smoothed_cross_entropy():
-    settings = {"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.1, "device": "cpu"}
     logits, labels = torch.randn(4, 5), torch.tensor([0, 4, 2, 2])
-    loss = MixedLoss(OmegaConf.create(settings), num_classes=5)
+    loss = MixedLoss(FinetuneSettings(mixup=0.0, cutmix=0.0), CPU, num_classes=5)
     value = loss(lambda images: logits, (torch.randn(4, 3, 8, 8), labels))["loss"]
     expected = F.cross_entropy(logits, labels, label_smoothing=0.1)
     torch.testing.assert_close(value, expected)
 
 
 def test_an_odd_batch_cannot_be_mixed():
-    settings = {"mixup": 0.8, "cutmix": 0.0, "label_smoothing": 0.1, "device": "cpu"}
     with pytest.raises(UserError, match="even"):
-        loss = MixedLoss(OmegaConf.create(settings), num_classes=5)
+        loss = MixedLoss(FinetuneSettings(mixup=0.8, cutmix=0.0), CPU, num_classes=5)
         loss(lambda images: images, (torch.randn(3, 3, 8, 8), torch.zeros(3, dtype=torch.long)))
 
 
@@ -167,18 +165,10 @@ def test_train_and_val_folders_are_taken_as_they_are(tmp_path):
 def test_transforms_give_the_models_size(tmp_path):
     make_classes(tmp_path, {"cat": 3, "dog": 3})
     train, val, _ = read_class_folders(tmp_path, 0.3, seed=0)
-    augmentation = {
-        "scale": [0.08, 1.0],
-        "hflip": 0.5,
-        "color_jitter": None,
-        "auto_augment": "rand-m9-mstd0.5-inc1",
-        "re_prob": 0.25,
-    }
-    transform = train_transform((32, 24), OmegaConf.create(augmentation))
+    transform = train_transform((32, 24), AugmentationSettings())
     image, label = LabelledImages(train, transform)[0]
     assert image.shape == (3, 32, 24) and label == 0
     first, second = (LabelledImages(val, eval_transform((32, 32), 0.875))[1] for _ in range(2))
     assert first[0].shape == (3, 32, 32) and torch.equal(first[0], second[0]) and first[1] == 1
     with pytest.raises(UserError, match="data.augmentation"):
-        wrong = OmegaConf.create(augmentation | {"auto_augment": "no-such-thing"})
-        train_transform((32, 32), wrong)
+        train_transform((32, 32), AugmentationSettings(auto_augment="no-such-thing"))

@@ -99,12 +99,6 @@ def test_linear_probe_leaves_the_encoder_as_it_was(colours, tmp_path):
     assert not torch.equal(final["head.weight"], short["head.weight"])
 
 
-def test_knn_needs_no_training(colours, tmp_path):
-    result = run("knn_lomar_vit_b_224", colours, tmp_path / "knn", *PROBE, "train.knn=5")
-    assert result["classification"]["knn_top1"] > 60
-    assert not list((tmp_path / "knn").glob("*.pth"))
-
-
 @pytest.fixture
 def split(colours, tmp_path):
     """``colours`` with 14 images a class in train/ and 3 in val/; two of all are broken."""
@@ -134,13 +128,6 @@ def test_unreadable_images_are_replaced_or_left_out_and_listed(split, tmp_path):
     run("finetune_lomar_vit_tiny", split, tmp_path / "out", *opts, weights, eval_only=True)
     log = (tmp_path / "out" / "log.txt").read_text()
     assert log.count(words) == 2  # a run of its own, although all are listed
-    knn = run("knn_lomar_vit_b_224", split, tmp_path / "knn", *PROBE, "data.max_bad_fraction=0.2")
-    assert knn["classification"]["images"] == 8
-    listed = (tmp_path / "knn" / "bad_images.txt").read_text().splitlines()
-    assert {line.split("\t")[0] for line in listed} == paths and len(listed) == 2
-    log = (tmp_path / "knn" / "log.txt").read_text()
-    words = "kNN: 1 of 42 images cannot be read and are left out, first"
-    assert f"{words} '{split}/train/red/7.png'" in log
 
 
 def test_too_many_unreadable_images_end_training_and_lose_nothing(split, tmp_path):

@@ -116,15 +116,15 @@ def test_unusable_class_folders_are_refused(tmp_path, class_folders):
 def test_probe_tells_bright_from_dark_and_leaves_the_run_alone(class_folders, model):
     model.train()
     state = torch.get_rng_state()
-    probe = KNNProbe(model, str(class_folders), k=3, batch_size=5)
-    assert probe.measure() == 100 == probe.measure() and probe.chance == 50
+    probe = KNNProbe(str(class_folders), model.img_size, k=3, batch_size=5)
+    assert probe.measure(model) == 100 == probe.measure(model) and probe.chance == 50
     assert model.training and torch.equal(torch.get_rng_state(), state)
 
 
 def test_features_are_the_mean_patch_token_after_the_norm(class_folders):
     model = LoMaR(**SMALL, window_size=3)
-    probe = KNNProbe(model, str(class_folders), batch_size=5)
-    features, labels = probe._extract()
+    probe = KNNProbe(str(class_folders), model.img_size, batch_size=5)
+    features, labels = probe._extract(model)
     tokens = []
     model.norm.register_forward_hook(lambda *args: tokens.append(args[2]))
     with torch.no_grad():
@@ -136,17 +136,18 @@ def test_features_are_the_mean_patch_token_after_the_norm(class_folders):
 
 def test_unreadable_images_are_left_out_and_named(class_folders, lomar_log):
     (class_folders / "dark" / "2.png").write_bytes(b"broken")
-    probe = KNNProbe(LoMaR(**SMALL, window_size=3), str(class_folders), k=3)
-    assert probe.measure() == 100
+    model = LoMaR(**SMALL, window_size=3)
+    probe = KNNProbe(str(class_folders), model.img_size, k=3)
+    assert probe.measure(model) == 100
     assert "1 of 12 images cannot be read" in lomar_log.text and "2.png" in lomar_log.text
     for image in (class_folders / "dark").rglob("*.png"):
         image.write_bytes(b"broken")
     with pytest.raises(UserError, match="less than two classes have two readable images"):
-        probe.measure()
+        probe.measure(model)
 
 
 def test_large_folders_are_thinned_out_evenly(class_folders):
-    probe = KNNProbe(LoMaR(**SMALL, window_size=3), str(class_folders), max_images=6)
+    probe = KNNProbe(str(class_folders), (16, 16), max_images=6)
     assert [label for _, label in probe.images.samples] == [0, 0, 0, 1, 1, 1]
 
 
@@ -154,7 +155,7 @@ def test_real_photos_of_six_classes(shared_data):
     """Even at random initialisation, features of real photos are better than chance."""
     torch.manual_seed(0)
     model = LoMaR(img_size=64, embed_dim=64, depth=2, num_heads=2, window_size=3)
-    probe = KNNProbe(model, str(shared_data / "trashnet-cls" / "val"), k=5, max_images=90)
-    top1 = probe.measure()
+    probe = KNNProbe(str(shared_data / "trashnet-cls" / "val"), (64, 64), k=5, max_images=90)
+    top1 = probe.measure(model)
     assert len({label for _, label in probe.images.samples}) == 6 and 10 < probe.chance < 30
     assert probe.chance < top1 < 100

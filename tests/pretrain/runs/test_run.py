@@ -149,13 +149,13 @@ def test_a_run_can_be_loaded_again(watched):
 
 def test_unreadable_folders_end_no_run(folders, watched, tmp_path, monkeypatch):
     """The probe's folder may vanish, and the disk fill up, in the middle of a run."""
-    from lomar_pretrain.runs import hooks
+    from lomar_pretrain.runs import progress
     from lomar_pretrain.runs.knn import KNNProbe
 
     measured = []
 
-    def vanish(self):
-        measured.append(self)
+    def vanish(self, model):
+        measured.append(model)
         if len(measured) > 1:
             raise UserError("the folder is gone")
         return 50.0
@@ -164,7 +164,7 @@ def test_unreadable_folders_end_no_run(folders, watched, tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(KNNProbe, "measure", vanish)
-    monkeypatch.setattr(hooks, "save_figure", fill_up)
+    monkeypatch.setattr(progress.shutil, "copyfile", fill_up)
     settings = TRAIN | {"epochs": 2, "probe": {"path": str(folders[1]), "epochs": 1}}
     pretrain(folders[0], tmp_path, "lomar_vit_tiny", model=MODEL, train=settings, **NO_WORKERS)
     log = (tmp_path / "log.txt").read_text()
@@ -179,7 +179,7 @@ def test_unreadable_folders_end_no_run(folders, watched, tmp_path, monkeypatch):
         ({"train": {"probe": {"pat": "x"}}}, "no setting 'train.probe.pat'"),
         ({"train": {"picture_epochs": -1}}, "train.picture_epochs=-1"),
         ({"train": {"picture_epochs": float("nan")}}, "train.picture_epochs=nan"),
-        ({"train": {"wandb": []}}, "train.wandb=.* must be null or like"),
+        ({"train": {"wandb": []}}, "train.wandb=.* must be a mapping"),
         ({"model.norm_pix_loss": "yes"}, "norm_pix_loss=yes must be True or False"),
         ({"train": {"probe": {"path": "gone"}}}, "labelled images gone does not exist"),
         ({"config": "lomar_vit_z"}, "neither a config file nor a recipe.*lomar_vit_tiny"),

@@ -15,8 +15,8 @@ from lomar_det.modeling.build import build_model
 from lomar_pretrain.data.sources import find_images
 from lomar_pretrain.data.transforms import PretrainTransform, WithNoise, normalize
 from lomar_pretrain.models.window_sampling import windows_from_noise
-from lomar_pretrain.runs import hooks
 from lomar_pretrain.runs import pretrain as pretraining
+from lomar_pretrain.runs import progress
 
 LOMAR, MAE = "pretrain/lomar_vit_tiny.py", "pretrain/mae_vit_tiny.py"
 TINY = {
@@ -135,7 +135,7 @@ def test_accumulation_trains_as_the_whole_batch_does(drawn_set, tmp_path, config
 
 
 def test_two_processes_train_as_one_does(drawn_set, tmp_path, monkeypatch):
-    monkeypatch.setattr(hooks, "NUM_EXAMPLES", 1)  # sooner drawn
+    monkeypatch.setattr(progress, "NUM_EXAMPLES", 1)  # sooner drawn
     one = pretrain_args(drawn_set[1], tmp_path / "one", LOMAR, "train.epochs=5")
     # one of the two draws now and then, and the other waits for it
     opts = ["train.epochs=5", "train.picture_epochs=4"]

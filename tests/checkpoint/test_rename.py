@@ -22,7 +22,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from lomar_det.checkpoint import load_encoder_weights, load_weights
-from lomar_det.checkpoint.layouts import read_checkpoint
+from lomar_det.checkpoint.rename import read_checkpoint
 from lomar_det.config.lazy import load_config
 from lomar_det.errors import UserError
 from lomar_det.layers import TokenGrid

@@ -1,0 +1,112 @@
+"""A section of a config: every setting's name, type, default, range and meaning in one field.
+
+A section is a dataclass. The LazyConfigs of ``configs/common`` take their values from
+`Section.defaults`; `Section.read` checks what a user has made of them and returns an instance,
+which then travels instead of the config. Where a field names its ``yacs`` key, yaml configs have
+the setting, too. ``docs/settings.md`` is printed from the same fields (`describe`).
+"""
+
+import copy
+import dataclasses
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from ..errors import UserError
+from .rules import Rule
+
+
+def setting(default: Any, rule: Rule, doc: str, yacs: str | None = None) -> Any:
+    """A field of a `Section`.
+
+    Args:
+        default: ``MISSING`` where the user must give a value.
+        rule: What it may be.
+        doc: What it means, as half a sentence.
+        yacs: Its key in yaml configs.
+    """
+    metadata = {"rule": rule, "doc": doc, "yacs": yacs}
+    return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+
+
+def subsection(section: type["Section"]) -> Any:
+    """A field that is a section itself."""
+    return dataclasses.field(default_factory=section, metadata={"section": section})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Base of all sections; an instance holds settings that obey their rules."""
+
+    @classmethod
+    def defaults(cls, **values) -> DictConfig:
+        """The section as a part of a LazyConfig, with some values of the recipe's own."""
+        return OmegaConf.create(dataclasses.asdict(cls(**values)))
+
+    @classmethod
+    def read(cls, cfg: DictConfig, name: str, skip: Collection[str] = ()) -> Self:
+        """Checks a section of a config.
+
+        Args:
+            cfg: A loaded config.
+            name: Of the section in it, such as ``train``.
+            skip: Keys that nobody will use, so that they may be missing.
+
+        Raises:
+            UserError: a setting is missing, does not exist, or breaks its rule.
+        """
+        node = OmegaConf.select(cfg, name)
+        known = {field.name: field for field in fields(cls)}
+        values = {}
+        for key in (key for key in node if key not in skip):
+            if key not in known:
+                there = ", ".join(sorted(known))
+                raise UserError(f"{name} has no setting {key!r}; it has {there}")
+            metadata, full_name = known[key].metadata, f"{name}.{key}"
+            if "section" in metadata:
+                values[key] = metadata["section"].read(cfg, full_name)
+            else:
+                missing = OmegaConf.is_missing(node, key)
+                values[key] = None if missing else _plain(node[key])
+                if missing or known[key].default_factory() == MISSING and not values[key]:
+                    raise UserError(f"{full_name} is not set: {metadata['doc']}")
+                if not metadata["rule"].holds(values[key]):
+                    words = metadata["rule"].words
+                    raise UserError(f"{full_name}={values[key]} must be {words}")
+        return cls(**values)
+
+    @classmethod
+    def walk(cls, name: str) -> Iterator[tuple[str, dataclasses.Field]]:
+        """The full name and the field of every setting, those of sections inside included."""
+        for field in fields(cls):
+            if "section" in field.metadata:
+                yield from field.metadata["section"].walk(f"{name}.{field.name}")
+            else:
+                yield f"{name}.{field.name}", field
+
+
+def describe(section: type[Section], name: str, with_yacs: bool = False) -> str:
+    """A section as a table in Markdown: setting, default, what it may be, meaning, yacs key."""
+    rows = [("setting", "default", "must be", "meaning", "in yaml"), ("---",) * 5]
+    for full_name, field in section.walk(name):
+        default = field.default_factory()
+        shown = "to be given" if default == MISSING else f"`{_text(default)}`"
+        yacs = f"`{field.metadata['yacs']}`" if field.metadata["yacs"] else ""
+        rows.append(
+            (f"`{full_name}`", shown, field.metadata["rule"].words, field.metadata["doc"], yacs)
+        )
+    lines = (" | ".join(row if with_yacs else row[:-1]) for row in rows)
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _text(value: Any) -> str:
+    """As a user would type it behind ``key=``."""
+    if value is None:
+        return "null"
+    return value or "''" if isinstance(value, str) else str(value)

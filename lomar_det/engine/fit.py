@@ -1,0 +1,104 @@
+"""`fit`: how every run trains, from weights to the last checkpoint."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.engine.hooks import EvalHook
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ..errors import UserError
+from .checkpointer import BestModel, Checkpointer, delete_old_run
+from .hooks import Clock, standard_hooks
+from .schedules import Plan
+from .setup import Run
+from .trainer import build_trainer
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a run has made.
+
+    Attributes:
+        model: To evaluate and to hand on: with averaged weights, if the run keeps them.
+        results: Of the last evaluation.
+        iterations: Done in all, those before a resume included.
+        trained: False if the run was finished before.
+    """
+
+    model: nn.Module
+    results: dict
+    iterations: int
+    trained: bool
+
+
+def fit(
+    run: Run,
+    plan: Plan,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    make_loader: Callable[..., DataLoader],
+    save_config: Callable[[], None],
+    *,
+    compute_losses: Callable[[nn.Module, Any], dict[str, Tensor]] | None = None,
+    evaluate: Callable[[nn.Module], dict] | None = None,
+    hooks: Sequence[HookBase] = (),
+    meta: dict | None = None,
+) -> Fitted:
+    """Trains a model, or continues its training.
+
+    Args:
+        run: The run, set up.
+        plan: How long it is, and what happens when.
+        model: With the weights that it starts from, on the run's device.
+        optimizer: Over its parameters.
+        make_loader: Called with ``start_iter`` and ``accumulation_steps``; an endless loader of
+            training batches that begins there.
+        save_config: Writes the config into the output folder.
+        compute_losses: ``(model, batch) -> {name: loss}``; calls the model by default.
+        evaluate: ``model -> {task: {metric: value}}``.
+        hooks: The stage's own. They run after the checkpoint and before the metrics are written.
+        meta: Plain data that every checkpoint says about itself.
+
+    Raises:
+        UserError: what a user can mend; the run's checkpoints are whole.
+    """
+    trainer = build_trainer(run, model, optimizer, compute_losses)
+    checkpointer = Checkpointer(trainer.model, str(run.output_dir), meta=meta, trainer=trainer)
+    trainer.checkpointer = checkpointer
+    best = BestModel(checkpointer, plan.best_metric)
+    results: dict = {}
+
+    def evaluate_and_keep() -> dict:
+        iterations = min(trainer.iter + 1, trainer.max_iter)
+        try:
+            results.update(evaluate(trainer.eval_model))
+        except UserError:
+            if iterations < trainer.max_iter:  # else there is a model_final.pth
+                checkpointer.save_iteration(trainer.iter)
+            raise
+        best.update(results, trainer.eval_model, iterations)
+        return results
+
+    evaluation = [EvalHook(plan.eval_period, evaluate_and_keep)] if evaluate else []
+    clock = Clock(run.settings.max_minutes, plan.schedule) if plan.by_the_clock else None
+    trainer.register_hooks(standard_hooks(run, plan, checkpointer, clock, [*hooks, *evaluation]))
+
+    start_iter = checkpointer.resume(plan.max_iter) if run.resume else 0
+    max_iter = start_iter if clock is not None and clock.is_over else plan.max_iter
+    if start_iter == max_iter:
+        trainer.max_iter = max_iter
+        if evaluate:  # it may have been killed in its last evaluation
+            evaluate_and_keep()
+        return Fitted(trainer.eval_model, results, max_iter, trained=False)
+    trainer.data_loader = make_loader(
+        start_iter=start_iter, accumulation_steps=run.accumulation_steps
+    )
+    if not run.resume:
+        delete_old_run(run.settings)
+    save_config()
+    trainer.train(start_iter, max_iter)
+    return Fitted(trainer.eval_model, results, trainer.max_iter, trained=True)

@@ -1,0 +1,148 @@
+"""What a pretraining run shows of its progress: reconstruction sheets and a kNN probe.
+
+None of them touches the run's random numbers: losses are the same, to the bit, with and without.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from lomar_det.engine.setup import Run
+from lomar_det.errors import UserError
+
+from ..data.sources import ImageList
+from ..figures.plots import figure_to_array, reconstruction_figure
+from ..figures.reconstruction import open_examples
+from ..models.lomar import LoMaR
+from ..models.mae import MAE
+from .knn import KNNProbe
+
+logger = logging.getLogger(__name__)
+
+NUM_EXAMPLES = 4  # images on the sheet of a run
+
+
+class EveryEpochs(HookBase):
+    """Calls ``work(model, epochs done)`` every so many epochs and after the last step.
+
+    The model is the one to evaluate. Only the main process works; the others wait for it.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[nn.Module, float], None] | None,
+        epochs: float,
+        iters_per_epoch: int,
+    ):
+        self.work, self.iters_per_epoch = work, iters_per_epoch
+        self.period = max(1, round(epochs * iters_per_epoch))
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self.period and done < self.trainer.max_iter:
+            return
+        if self.work is not None:
+            self.work(self.trainer.eval_model, done / self.iters_per_epoch)
+        comm.synchronize()
+
+
+def progress_hooks(
+    run: Run, model: LoMaR | MAE, images: ImageList, iters_per_epoch: int, num_workers: int
+) -> list[HookBase]:
+    """The hooks that a run asks for; the probe measures the model as it is now, untrained.
+
+    Args:
+        run: ``picture_epochs`` and ``probe`` of its settings say what is wanted.
+        model: Freshly initialised.
+        images: Of the run; some of them are drawn.
+        iters_per_epoch: Steps of an epoch.
+        num_workers: Processes that open the probe's images.
+
+    Raises:
+        UserError: the probe's folder is unusable.
+    """
+    settings, is_main = run.settings, comm.is_main_process()
+    hooks = []
+    if settings.picture_epochs:
+        sheet = ReconstructionSheet(model, images, run.output_dir) if is_main else None
+        hooks.append(EveryEpochs(sheet, settings.picture_epochs, iters_per_epoch))
+    probe = settings.probe
+    if probe.path and probe.epochs:
+        log = None
+        if is_main:
+            limits = probe.k, probe.max_images, probe.batch_size
+            knn = KNNProbe(probe.path, model.img_size, *limits, num_workers, run.autocast)
+            log = LogProbe(knn, model)
+        comm.synchronize()
+        hooks.append(EveryEpochs(log, probe.epochs, iters_per_epoch))
+    return hooks
+
+
+class ReconstructionSheet:
+    """Draws the same windows of the same images each time, so that one sees progress.
+
+    Writes ``pictures/reconstruction_EPOCH.png``, the newest also as ``reconstruction.png``, and
+    hands it to TensorBoard. What cannot be read or written is a warning: no drawing ends a run.
+    """
+
+    def __init__(self, model: LoMaR | MAE, images: ImageList, output_dir: Path):
+        self.output_dir = output_dir
+        self.examples = open_examples(images, NUM_EXAMPLES, model)
+
+    def __call__(self, model: LoMaR | MAE, epoch: float) -> None:
+        if not self.examples:
+            logger.warning("No reconstruction sheet: none of the images tried could be read")
+            return
+        figure = reconstruction_figure(model, self.examples, title=f"epoch {epoch:g}")
+        name = f"{epoch:04.0f}" if epoch == round(epoch) else f"{epoch:07.2f}"
+        try:
+            path = self.output_dir / "pictures" / f"reconstruction_{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path)
+            shutil.copyfile(path, self.output_dir / "reconstruction.png")
+        except OSError as error:
+            logger.warning("The reconstruction sheet could not be written: %s", error)
+        get_event_storage().put_image("reconstruction", figure_to_array(figure))
+
+
+class LogProbe:
+    """Logs a kNN probe beside what it measured at random initialisation and beside chance."""
+
+    def __init__(self, probe: KNNProbe, model: LoMaR | MAE):
+        self.probe = probe
+        self.random_init = probe.measure(model)
+        logger.info(
+            "kNN probe on %s, %d images of %d classes: top-1 %.1f %% at random initialisation, "
+            "%.1f %% by chance (always the largest class)",
+            probe.path,
+            len(probe.images),
+            probe.num_classes,
+            self.random_init,
+            probe.chance,
+        )
+
+    def __call__(self, model: LoMaR | MAE, epoch: float) -> None:
+        try:
+            top1 = self.probe.measure(model)
+        except UserError as error:  # the folder has gone since the run began
+            logger.warning("No kNN accuracy after epoch %g: %s", epoch, error)
+            return
+        logger.info(
+            "kNN after epoch %g: top-1 %.1f %% (random initialisation %.1f %%, chance %.1f %%)",
+            epoch,
+            top1,
+            self.random_init,
+            self.probe.chance,
+        )
+        get_event_storage().put_scalars(
+            smoothing_hint=False,
+            knn_top1=top1,
+            knn_top1_random_init=self.random_init,
+            knn_chance=self.probe.chance,
+        )

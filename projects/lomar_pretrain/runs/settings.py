@@ -1,0 +1,163 @@
+"""The ``data`` and ``train`` sections of pretraining and of fine-tuning."""
+
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from lomar_det.config.rules import FLAG, TEXT, Rule, number, one_of, pair, whole
+from lomar_det.config.section import Section, setting, subsection
+from lomar_det.config.settings import EpochSettings
+
+_SOURCES = Rule(
+    "a path, or a list of paths",
+    lambda value: bool(value) and (TEXT.holds(value) or all(map(TEXT.holds, value))),
+)
+_CROP_SCALE = pair(number("(0, 1]"), ascending=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData(Section):
+    """What both have."""
+
+    max_bad_fraction: float = setting(
+        0.05,
+        number("[0, 1]"),
+        "unreadable images are listed in bad_images.txt; training replaces them, validation leaves "
+        "them out; a larger share of them ends the run, 0: any",
+    )
+    num_workers: int = setting(8, whole(0), "processes that open images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainData(ImageData):
+    """The ``data`` section of pretraining."""
+
+    path: str | list[str] = setting(
+        MISSING,
+        _SOURCES,
+        "give the folder of your images, data.path=FOLDER; or a list of paths (.txt), a COCO .json "
+        "file, tar shards (shards-{000..123}.tar), an image, or a [list, of, these]",
+    )
+    image_root: str | None = setting(
+        None,
+        TEXT | one_of(None),
+        "where the file names of a COCO file start; null: at the file's own folder",
+    )
+    max_megapixels: float | None = setting(
+        180, number("(0, inf)") | one_of(None), "larger images count as unreadable; null: no limit"
+    )
+    crop_scale: list[float] = setting(
+        [0.2, 1.0],
+        _CROP_SCALE,
+        "random crops of this share of the image's area, resized to model.img_size",
+    )
+    flip: bool = setting(
+        False,
+        FLAG,
+        "flip images at random; the paper's supplement only crops, the released code flips, too",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings(Section):
+    """kNN accuracy of the features during pretraining: more to see than a loss."""
+
+    path: str = setting("", TEXT, "folder of class folders with labelled images; empty: no probe")
+    epochs: float = setting(50, number("[0, inf)"), "epochs between measurements")
+    k: int = setting(20, whole(1), "nearest neighbours")
+    max_images: int = setting(2000, whole(1), "of a larger folder, so many images")
+    batch_size: int = setting(64, whole(1), "images in a forward pass")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings(EpochSettings):
+    """The ``train`` section of pretraining; by default the paper's main recipe."""
+
+    epochs: float = setting(1600, number("(0, inf)"), "passes over the images")
+    warmup_epochs: float = setting(
+        40, number("[0, inf)"), "the learning rate rises linearly so long, then falls as a cosine"
+    )
+    base_lr: float = setting(
+        1.5e-4, number("(0, inf)"), "the learning rate is base_lr * total_batch_size / 256"
+    )
+    total_batch_size: int = setting(4096, whole(1), "images of a step, over all processes")
+    # 256 of 224x224 with 4 windows take 18.2 GiB (docs/performance.md): a card of 24 GB
+    max_batch_per_gpu: int = setting(256, whole(1), "images in one forward pass of one process")
+    betas: list[float] = setting([0.9, 0.95], pair(number("[0, 1)")), "of AdamW")
+    checkpoint_epochs: float = setting(20, number("(0, inf)"), "epochs between checkpoints")
+    milestone_epochs: float | None = setting(
+        400,
+        number("(0, inf)") | one_of(None),
+        "epochs between checkpoints that are never deleted; null: none",
+    )
+    picture_epochs: float = setting(
+        50, number("[0, inf)"), "epochs between sheets of reconstructions; 0: none"
+    )
+    probe: ProbeSettings = subsection(ProbeSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationSettings(Section):
+    """Augmentation as timm names it; null switches one off."""
+
+    scale: list[float] = setting([0.08, 1.0], _CROP_SCALE, "share of the image's area in a crop")
+    hflip: float | None = setting(
+        0.5, number("[0, 1]") | one_of(None), "probability of a horizontal flip"
+    )
+    vflip: float | None = setting(
+        0.0, number("[0, 1]") | one_of(None), "probability of a vertical flip"
+    )
+    color_jitter: float | None = setting(
+        None, number("[0, inf)") | one_of(None), "strength of changes of colour"
+    )
+    auto_augment: str | None = setting(
+        "rand-m9-mstd0.5-inc1", TEXT | one_of(None), "RandAugment or AutoAugment"
+    )
+    re_prob: float | None = setting(
+        0.25, number("[0, 1]") | one_of(None), "probability of random erasing"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneData(ImageData):
+    """The ``data`` section of classification."""
+
+    path: str = setting(
+        MISSING,
+        TEXT,
+        "give a folder with train/CLASS/ and val/CLASS/, or one of class folders, which is split",
+    )
+    val_fraction: float = setting(
+        0.2, number("(0, 1)"), "of each class, kept for validation where there is no val/"
+    )
+    augmentation: AugmentationSettings = subsection(AugmentationSettings)
+    crop_pct: float = setting(
+        0.875, number("(0, 1]"), "validation sees this share of the shorter side, in the middle"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings(EpochSettings):
+    """The ``train`` section of classification; by default the paper's fine-tuning."""
+
+    max_batch_per_gpu: int = setting(128, whole(1), "images in one forward pass of one process")
+    max_to_keep: int | None = setting(
+        1, whole(1) | one_of(None), "so many of the checkpoints stay; null: all"
+    )
+    optimizer: str = setting("adamw", TEXT, "any of timm's; betas are those of the adam family")
+    layer_decay: float | None = setting(
+        0.65,
+        number("(0, 1]") | one_of(None),
+        "learning rate of a block over that of the next one; null: the same for all",
+    )
+    mixup: float = setting(0.8, number("[0, inf)"), "alpha of mixup; 0: none")
+    cutmix: float = setting(1.0, number("[0, inf)"), "alpha of cutmix; 0: none")
+    label_smoothing: float = setting(0.1, number("[0, 1)"), "share of the target for all classes")
+    eval_epochs: float = setting(
+        1, number("[0, inf)"), "epochs between evaluations; 0: at the end alone"
+    )
+    best_metric: str | None = setting(
+        "classification/top1",
+        TEXT | one_of(None),
+        "model_best.pth holds the weights with the highest; null: none",
+    )
