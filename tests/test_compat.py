@@ -3,10 +3,15 @@
 import subprocess
 import sys
 
+import pytest
 from helpers.common import tool_environment
+
+pytestmark = pytest.mark.run
 
 NO_DETECTRON2 = """
 import sys
+
+import pytest
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "detectron2":

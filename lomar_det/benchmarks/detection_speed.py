@@ -15,7 +15,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from ..config.lazy import CONFIGS, load_config
+from ..config.lazy import CONFIGS, load_config, thawed
 from ..engine.compilation import compile_blocks
 from ..modeling.build import build_model
 from .breakdown import PART_COLUMNS, break_down
@@ -104,7 +104,7 @@ def format_detection(result: dict) -> str:
 def _models(device: torch.device, size: int, tiny: bool) -> Iterator[tuple[str, nn.Module]]:
     """One after the other, so that the memory of one is free before the next."""
     name = "custom/mask_rcnn_lomar_vit_tiny.py" if tiny else "coco/mask_rcnn_lomar_vit_b_25ep.py"
-    ours = load_config(CONFIGS / name, [])
+    ours = thawed(load_config(CONFIGS / name, []))
     ours.model.backbone.square_pad = size
     net = ours.model.backbone.net
     net.img_size = size

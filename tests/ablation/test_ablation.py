@@ -27,6 +27,8 @@ from cells import Cell, read_cells  # noqa: E402
 from grid import main  # noqa: E402
 from table import write_table  # noqa: E402
 
+pytestmark = pytest.mark.run
+
 SIZE = ["model.embed_dim=32", "model.depth=2", "model.num_heads=2", "model.img_size=32"]
 FINETUNE = [*SIZE, "train.total_batch_size=8", "train.device=cpu", "data.num_workers=0"]
 FINETUNE += ["train.epochs=1", "train.warmup_epochs=0"]

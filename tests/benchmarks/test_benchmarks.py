@@ -22,6 +22,8 @@ from lomar_pretrain.benchmarks.literal import UsualLoMaR
 from lomar_pretrain.benchmarks.loader_speed import LOADER_COLUMNS, benchmark_loader
 from lomar_pretrain.benchmarks.pretrain_speed import CASES, STEP_COLUMNS, benchmark_pretrain
 
+pytestmark = pytest.mark.run
+
 
 def check(device, backends):
     result = benchmark_attention(torch.device(device), tiny=True)

@@ -23,7 +23,7 @@ from torch import nn
 
 from lomar_det.checkpoint import load_encoder_weights, load_weights
 from lomar_det.checkpoint.rename import read_checkpoint
-from lomar_det.config.lazy import load_config
+from lomar_det.config.lazy import load_config, thawed
 from lomar_det.errors import UserError
 from lomar_det.layers import TokenGrid
 from lomar_det.modeling import LoMaRViT
@@ -237,7 +237,7 @@ def cascade(model) -> None:
 
 @pytest.mark.parametrize("is_cascade", [False, True], ids=["mask_rcnn", "cascade"])
 def test_a_model_of_detectron2s_zoo_fills_the_whole_detector(tmp_path, is_cascade):
-    ours = load_config(ROOT / "configs/custom/mask_rcnn_lomar_vit_tiny.py", []).model
+    ours = thawed(load_config(ROOT / "configs/custom/mask_rcnn_lomar_vit_tiny.py", [])).model
     ours.roi_heads.num_classes = 3
     if is_cascade:
         cascade(ours)

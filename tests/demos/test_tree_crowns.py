@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "projects" / "tree_
 import prepare_data as crowns  # noqa: E402
 import tiling  # noqa: E402
 
+pytestmark = pytest.mark.run
+
 SIZE = (230, 170)  # (width, height)
 BOXES = [
     (5, 8, 25, 30),

@@ -28,6 +28,8 @@ from lomar_det.engine import Run
 from lomar_det.engine.writers import report_results
 from lomar_det.errors import UserError
 
+pytestmark = pytest.mark.run
+
 DETECT = "custom/mask_rcnn_lomar_vit_tiny.py"
 
 

@@ -8,6 +8,8 @@ from helpers.common import TINY_DETECTOR, data_settings, draw_instances, tool_ar
 
 from lomar_det.detection import train as detection
 
+pytestmark = pytest.mark.run
+
 DETECT = "custom/mask_rcnn_lomar_vit_tiny.py"
 AS_THEY_ARE = [
     "data.min_scale=1",

@@ -15,6 +15,8 @@ from lomar_det.detection.yaml_route import load_any_config
 from lomar_det.errors import UserError
 from lomar_det.modeling.build import build_model
 
+pytestmark = pytest.mark.run
+
 COCO = ROOT / "configs" / "coco" / "mask_rcnn_lomar_vit_b_25ep.yaml"
 CUSTOM = "custom/mask_rcnn_lomar_vit_b.yaml"
 TINY = {

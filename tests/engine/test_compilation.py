@@ -10,6 +10,8 @@ from lomar_det.layers import Block, TokenGrid
 from lomar_det.modeling import LoMaRViT
 from lomar_pretrain import LoMaR
 
+pytestmark = pytest.mark.run
+
 
 @pytest.fixture
 def dynamo():

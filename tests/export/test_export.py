@@ -17,6 +17,8 @@ from lomar_det.export import main
 from lomar_det.export.compare import difference
 from lomar_det.modeling.build import build_model
 
+pytestmark = pytest.mark.run
+
 CONFIG = ROOT / "configs" / "custom" / "mask_rcnn_lomar_vit_tiny.py"
 BASELINE = ["model.backbone.net.rel_pos=decomposed", "model.backbone.net.use_abs_pos=True"]
 

@@ -30,6 +30,8 @@ pytest.importorskip("triton")
 
 from lomar_det.layers.irpe.fused import fused_rpe_attention, why_unsupported
 
+pytestmark = pytest.mark.run
+
 # batch, heads, head_dim, grid, dtype: windows done by one program (never in float32), and grids
 CPU_CASES = {
     "window": (2, 2, 32, TokenGrid(3, 4), torch.float16),

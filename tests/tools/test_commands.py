@@ -10,6 +10,8 @@ import time
 import pytest
 from helpers.common import ROOT, TINY_DETECTOR, TINY_PRETRAIN, data_settings, tool_environment
 
+pytestmark = pytest.mark.run
+
 DETECT = ["tools/train_net.py", "--config-file", "configs/custom/mask_rcnn_lomar_vit_tiny.py"]
 PRETRAIN = ["tools/pretrain.py", "--config-file", "configs/pretrain/lomar_vit_tiny.py"]
 

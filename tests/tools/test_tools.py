@@ -26,6 +26,8 @@ from lomar_det.errors import UserError
 from lomar_pretrain import LoMaR
 from lomar_pretrain.runs import pretrain as pretraining
 
+pytestmark = pytest.mark.run
+
 PRETRAIN, DETECT = "pretrain/lomar_vit_tiny.py", "custom/mask_rcnn_lomar_vit_tiny.py"
 SIX = {"AP", "AP50", "AP75", "APs", "APm", "APl"}
 

@@ -20,6 +20,8 @@ from lomar_pretrain.data.transforms import PretrainTransform
 from lomar_pretrain.data.unreadable import BadImageFile, ReplaceUnreadable, collate_images
 from lomar_pretrain.runs import pretrain as pretraining
 
+pytestmark = pytest.mark.run
+
 
 @pytest.fixture
 def good(tmp_path):

@@ -11,6 +11,8 @@ from lomar_det.errors import UserError
 from lomar_pretrain import LoMaR
 from lomar_pretrain.runs.finetune import main
 
+pytestmark = pytest.mark.run
+
 TINY = ["embed_dim=32", "depth=2", "num_heads=2", "img_size=32"]
 RUN = ["train.total_batch_size=8", "train.device=cpu", "data.num_workers=0", "train.log_period=1"]
 FINETUNE = [*(f"model.{setting}" for setting in TINY), *RUN]

@@ -18,6 +18,8 @@ from lomar_det.errors import UserError
 from lomar_pretrain import load_pretrained, pretrain
 from lomar_pretrain.runs import pretrain as engine
 
+pytestmark = pytest.mark.run
+
 MODEL = dict(embed_dim=32, depth=2, num_heads=2, img_size=64, window_size=3, num_windows=2)
 TRAIN = dict(epochs=3, warmup_epochs=1, total_batch_size=4, log_period=1, device="cpu")
 NO_WORKERS = {"data.num_workers": 0}

@@ -18,6 +18,8 @@ from lomar_pretrain.models.window_sampling import windows_from_noise
 from lomar_pretrain.runs import pretrain as pretraining
 from lomar_pretrain.runs import progress
 
+pytestmark = pytest.mark.run
+
 LOMAR, MAE = "pretrain/lomar_vit_tiny.py", "pretrain/mae_vit_tiny.py"
 TINY = {
     LOMAR: TINY_PRETRAIN,
