@@ -3,14 +3,24 @@
 import importlib.util
 import itertools
 import json
+import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
+from omegaconf import DictConfig
 from tabulate import tabulate
+from torch import nn
 
+from ..config.lazy import instantiate_section
+from ..engine.device import autocast
+from ..engine.setup import Run
+from ..engine.writers import report_results
 from ..errors import UserError
+
+logger = logging.getLogger(__name__)
 
 BACKENDS = ("pycocotools", "hotcoco")
 
@@ -139,3 +149,24 @@ def _essentials(dataset: dict) -> dict:
         section: [{key: entry[key] for key in names if key in entry} for entry in dataset[section]]
         for section, names in keys.items()
     }
+
+
+def build_evaluation(cfg: DictConfig, run: Run) -> Callable[[nn.Module], dict] | None:
+    """COCO metrics of a model on ``dataloader.test``: printed, and in ``metrics_test.json``.
+
+    None where ``dataloader.evaluator`` is null.
+    """
+    if cfg.dataloader.get("evaluator") is None:
+        logger.warning("dataloader.evaluator is null: nothing is evaluated")
+        return None
+    loader = instantiate_section(cfg, "dataloader.test")
+    predictions = str(run.output_dir / "inference")
+    evaluator = instantiate_section(cfg, "dataloader.evaluator", output_dir=predictions)
+
+    def evaluate(model: nn.Module) -> dict:
+        with autocast(run.device, run.dtype):
+            results = inference_on_dataset(model, loader, evaluator)
+        report_results(results, run.output_dir)
+        return results
+
+    return evaluate

@@ -13,6 +13,7 @@ from ..checkpoint import load_weights
 from ..checkpoint.rename import Checkpoint, read_checkpoint
 from ..config.lazy import require_sections, with_settings
 from ..config.rules import check_settings, whole
+from ..data.classes import check_class_names
 from ..data.coco import read_categories
 from ..data.configure import WITHOUT_MASKS
 from ..errors import UserError
@@ -21,7 +22,9 @@ from ..modeling.build import build_model
 logger = logging.getLogger(__name__)
 
 
-def load_detector(cfg: DictConfig, found: Checkpoint, device: torch.device) -> nn.Module:
+def load_detector(
+    cfg: DictConfig, found: Checkpoint, device: torch.device, classes: list[str] | None = None
+) -> nn.Module:
     """The model of a config with a checkpoint's weights, ready to evaluate.
 
     A detector that was trained on boxes alone has no mask head, whatever the config says.
@@ -30,10 +33,12 @@ def load_detector(cfg: DictConfig, found: Checkpoint, device: torch.device) -> n
         cfg: The config.
         found: What `read_checkpoint` found in the file.
         device: Where the model runs.
+        classes: Names of the classes that it must detect, if anybody knows them.
 
     Raises:
         UserError: the file does not hold the whole detector, or one of other classes.
     """
+    check_class_names(found.meta.get("classes"), classes or [], found.path)
     has_heads = any(name.startswith("roi_heads.") for name in found.outside)
     if has_heads and not any("mask_head" in name for name in found.outside):
         cfg = with_settings(cfg, WITHOUT_MASKS)

@@ -117,14 +117,14 @@ def load_any_config(path: str | Path, overrides: list[str]) -> DictConfig:
     Raises:
         UserError: see `load_config`; in a yaml, a setting that does not exist or has no effect.
     """
-    if not is_yacs(path):
-        return load_config(path, overrides)
-    node = _default_node()
-    defaults = node.clone()
-    _merge_file(node, path)
-    _merge_overrides(node, path, overrides)
-    _check_effects(node, defaults)
-    return _to_lazy(node)
+    if is_yacs(path):
+        node = _default_node()
+        defaults = node.clone()
+        _merge_file(node, path)
+        _merge_overrides(node, path, overrides)
+        _check_effects(node, defaults)
+        return _to_lazy(node)
+    return load_config(path, overrides)
 
 
 def build_from_yacs(settings: str, **sections) -> nn.Module:
@@ -153,11 +153,13 @@ def current_node(settings: str, sections: dict) -> CfgNode:
 
 def save_run_config(cfg: DictConfig, output_dir: str | Path, name: str = "config.yaml") -> None:
     """As `save_config`, but a run configured in yacs is saved as yacs, for ``--config-file``."""
-    if cfg.model._target_ is not build_from_yacs:
-        save_config(cfg, output_dir, name)
-    elif comm.is_main_process():
+    if cfg.model._target_ is build_from_yacs:
         sections = {key: cfg.model[key] for key in cfg.model if key not in ("_target_", "settings")}
-        Path(output_dir, name).write_text(current_node(cfg.model.settings, sections).dump())
+        text = current_node(cfg.model.settings, sections).dump()
+        if comm.is_main_process():
+            Path(output_dir, name).write_text(text)
+    else:
+        save_config(cfg, output_dir, name)
 
 
 @contextlib.contextmanager

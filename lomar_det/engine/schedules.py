@@ -13,7 +13,7 @@ from fvcore.common.param_scheduler import (
     ParamScheduler,
 )
 
-from ..config.settings import EpochSettings
+from ..config.settings import DetectionSettings, EpochSettings
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -98,6 +98,44 @@ def plan_epochs(
         iters_per_epoch=iters_per_epoch,
     )
     return plan, lr
+
+
+def count_iterations(
+    settings: DetectionSettings, batch: int, num_images: int | None, lr: float
+) -> int | None:
+    """The length of a run, None if ``train.max_minutes`` decides it; the log shows how.
+
+    Raises:
+        UserError: nothing says how long it shall be.
+    """
+    epochs, max_iter, usual = settings.epochs, settings.max_iter, settings.lr_batch_size
+    if usual not in (None, batch):
+        logger.warning(
+            "the learning rate %g is meant for batch %d, this run has %d; scaled linearly it would "
+            "be %g (optimizer.lr)",
+            lr,
+            usual,
+            batch,
+            lr * batch / usual,
+        )
+    if settings.max_minutes is not None:
+        logger.info(
+            "%g minutes: train.epochs and train.max_iter do not count", settings.max_minutes
+        )
+        return None
+    if max_iter is not None:
+        if epochs is not None:
+            logger.warning("train.max_iter is set: train.epochs=%g does not count", epochs)
+        return max_iter
+    if epochs is None or num_images is None:
+        raise UserError(
+            "give the length of the run: train.epochs, train.max_iter or train.max_minutes"
+        )
+    max_iter = math.ceil(epochs * num_images / batch)
+    logger.info(
+        "%g epochs x %d images / batch %d = %d iterations", epochs, num_images, batch, max_iter
+    )
+    return max_iter
 
 
 def warmup_cosine_schedule(warmup: float) -> ParamScheduler:

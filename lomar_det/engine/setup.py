@@ -18,7 +18,7 @@ from ..config.settings import RunSettings
 from ..data.stream import count_accumulation_steps
 from ..errors import UserError
 from .checkpointer import check_output_dir
-from .device import autocast, describe_machine, pick_device, resolve_precision
+from .device import describe_machine, pick_device, resolve_precision
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +47,6 @@ class Run:
     @property
     def output_dir(self) -> Path:
         return Path(self.settings.output_dir)
-
-    def autocast(self):
-        """The context of its forward passes."""
-        return autocast(self.device, self.dtype)
 
 
 def setup_run(settings: RunSettings, total_batch_size: int = 0, resume: bool = False) -> Run:

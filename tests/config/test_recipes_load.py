@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from lomar_det.config.lazy import instantiate_section, thawed, with_settings
 from lomar_det.data import configure_data
 from lomar_det.detection.settings import check_detection_config
-from lomar_det.detection.train import count_iterations
 from lomar_det.detection.yaml_route import load_any_config
+from lomar_det.engine.schedules import count_iterations
 from lomar_det.errors import UserError
 from lomar_det.modeling.build import build_model
 

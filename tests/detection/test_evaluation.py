@@ -23,7 +23,7 @@ from lomar_det.config.lazy import load_config
 from lomar_det.config.settings import RunSettings
 from lomar_det.data import configure_data, register_coco
 from lomar_det.detection import train as detection
-from lomar_det.detection.evaluation import CocoEvaluator
+from lomar_det.detection.evaluation import CocoEvaluator, build_evaluation
 from lomar_det.engine import Run
 from lomar_det.engine.writers import report_results
 from lomar_det.errors import UserError
@@ -293,7 +293,7 @@ def evaluate_oracle(rank, world_size, annotations, images, output):
     os.makedirs(output, exist_ok=True)
     cfg = configure_data(cfg).apply(cfg)
     run = Run(RunSettings(output_dir=str(output)), torch.device("cpu"), torch.float32)
-    evaluate = detection.build_evaluation(run, cfg)
+    evaluate = build_evaluation(cfg, run)
     evaluate(Oracle(DatasetCatalog.get("custom_val"), 2))
 
 

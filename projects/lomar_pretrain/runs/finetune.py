@@ -17,6 +17,7 @@ from lomar_det.checkpoint import load_encoder_weights, read_state_dict
 from lomar_det.config.lazy import load_config, require_sections, with_settings
 from lomar_det.data.classes import check_class_names
 from lomar_det.data.stream import SeededDataset, quiet_worker, seed_everything, stream_loader
+from lomar_det.engine.device import autocast
 from lomar_det.engine.fit import fit
 from lomar_det.engine.schedules import check_warmup, plan_epochs
 from lomar_det.engine.setup import Run, save_config, setup_run
@@ -152,7 +153,7 @@ def build_evaluation(
 
     def evaluate(model: nn.Module) -> dict:
         def predict(batch: tuple[Tensor, Tensor]) -> Tensor:
-            with run.autocast():
+            with autocast(run.device, run.dtype):
                 return model(batch[0].to(run.device, non_blocking=True))
 
         # Every image once, in order; of several processes, each takes its share.

@@ -6,6 +6,7 @@ None of them touches the run's random numbers: losses are the same, to the bit, 
 import logging
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from detectron2.engine import HookBase
@@ -13,6 +14,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from lomar_det.engine.device import autocast
 from lomar_det.engine.setup import Run
 from lomar_det.errors import UserError
 
@@ -76,8 +78,9 @@ def progress_hooks(
     if probe.path and probe.epochs:
         log = None
         if is_main:
+            cast = partial(autocast, run.device, run.dtype)
             limits = probe.k, probe.max_images, probe.batch_size
-            knn = KNNProbe(probe.path, model.img_size, *limits, num_workers, run.autocast)
+            knn = KNNProbe(probe.path, model.img_size, *limits, num_workers, cast)
             log = LogProbe(knn, model)
         comm.synchronize()
         hooks.append(EveryEpochs(log, probe.epochs, iters_per_epoch))

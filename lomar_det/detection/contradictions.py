@@ -1,0 +1,52 @@
+"""Settings that are each right and do not go together, refused before anything is read."""
+
+from omegaconf import DictConfig, OmegaConf
+
+from ..errors import UserError
+from ..layers import grid_size
+
+
+def refuse_contradictions(cfg: DictConfig) -> None:
+    """Looks at a detection config, overrides applied; what it does not have is not looked at.
+
+    Raises:
+        UserError: names both settings and the remedy.
+    """
+    _check_padding(cfg)
+    _check_strides(cfg)
+    net = OmegaConf.select(cfg, "model.backbone.net")
+    if net is not None and net.get("rel_pos") == "decomposed" and "img_size" in net:
+        try:
+            grid_size(net.img_size, net.patch_size)
+        except ValueError as error:
+            raise UserError(
+                f"model.backbone.net.img_size lays out rel_pos tables: {error}"
+            ) from None
+
+
+def _check_padding(cfg: DictConfig) -> None:
+    """detectron2 would cut a larger image off, in silence if it is alone in its batch."""
+    square = OmegaConf.select(cfg, "model.backbone.square_pad")
+    image_size = OmegaConf.select(cfg, "data.image_size")
+    if square and image_size and square < image_size:
+        raise UserError(
+            f"model.backbone.square_pad={square} is smaller than data.image_size={image_size}: "
+            "make it as large, or 0 to pad a batch to its largest image"
+        )
+
+
+def _check_strides(cfg: DictConfig) -> None:
+    """The poolers of a config hold the pyramid's strides as numbers, for a patch size of 16."""
+    patch_size = OmegaConf.select(cfg, "model.backbone.net.patch_size")
+    factors = OmegaConf.select(cfg, "model.backbone.scale_factors")
+    if not patch_size or not factors:
+        return
+    wanted = [factor / patch_size for factor in factors]
+    for pooler in ("box_pooler", "mask_pooler"):
+        scales = OmegaConf.select(cfg, f"model.roi_heads.{pooler}.scales")
+        if scales and list(scales) != wanted:
+            raise UserError(
+                f"model.backbone.net.patch_size={patch_size} makes a pyramid of scales {wanted}, "
+                f"but model.roi_heads.{pooler}.scales is {list(scales)}: use patch size 16, or set "
+                "the poolers' scales, the anchors' strides and all in_features to that pyramid"
+            )
