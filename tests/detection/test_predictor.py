@@ -66,6 +66,19 @@ def test_instances_are_those_of_detectron2_in_the_images_pixels(detector):
     assert masks.any() and (masks != expected.pred_masks.numpy()).mean() < 1e-4
 
 
+def test_the_checkpoint_is_read_once(detector, monkeypatch):
+    """Classes, masks and weights come from one reading: files of a gigabyte are usual."""
+    read, load = [], torch.load
+
+    def count(file, *args, **kwargs):
+        read.append(file)
+        return load(file, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", count)
+    predictor_of(detector)
+    assert len(read) == 1
+
+
 def test_classes_and_masks_follow_the_checkpoint(tmp_path):
     """The config says 80 classes and masks; nobody has the annotations."""
     boxes_only = ["model.roi_heads.mask_head=null", "model.roi_heads.mask_in_features=null"]

@@ -1,6 +1,7 @@
 """Helpers of several tests: small settings, a set drawn on the fly, arguments of the tools."""
 
 import argparse
+import json
 import math
 import os
 import socket
@@ -28,6 +29,16 @@ TINY_PRETRAIN = [
     "train.device=cpu",
     "train.log_period=1",
     "train.picture_epochs=0",
+    "data.num_workers=0",
+]
+TINY_CLASSIFIER = [
+    "model.embed_dim=32",
+    "model.depth=2",
+    "model.num_heads=2",
+    "model.img_size=32",
+    "train.total_batch_size=8",
+    "train.device=cpu",
+    "train.log_period=1",
     "data.num_workers=0",
 ]
 TINY_DETECTOR = [
@@ -125,6 +136,11 @@ def data_settings(annotations: Path, images: Path) -> list[str]:
         for split in ("train", "val")
         for key, value in (("annotations", annotations), ("images", images))
     ]
+
+
+def read_metrics(output: Path) -> list[dict]:
+    """The lines of a run's ``metrics.json``."""
+    return [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
 
 
 def tool_args(config: str, *opts: str, resume: bool = False, eval_only: bool = False):
