@@ -82,7 +82,8 @@ class Checkpoint:
         if "encoder_pred.weight" in self.tensors:
             return "LoMaR pretraining"
         if "decoder_embed.weight" in self.tensors:
-            return "MAE pretraining"
+            is_lomar = self.meta.get("method") == "lomar"
+            return "asymmetric LoMaR pretraining" if is_lomar else "MAE pretraining"
         return "classifier" if "head.weight" in self.tensors else "ViT encoder"
 
     @property

@@ -90,17 +90,43 @@ def literal_mae_loss(p, images, noise, grid, mask_ratio, heads, decoder_heads):
         index = torch.tensor([0] + [1 + i for i in visible])
         seen = buckets[index][:, index]
         x = _norm(p, "norm", literal_blocks(p, torch.stack(tokens), "blocks.", heads, seen))
-        latent = F.linear(x, p["decoder_embed.weight"], p["decoder_embed.bias"])
-        tokens = [latent[0] + _position(p, "decoder_pos_embed", 0)]
-        for i in range(count):
-            token = latent[1 + visible.index(i)] if i in visible else p["mask_token"][0, 0]
-            tokens.append(token + _position(p, "decoder_pos_embed", 1 + i))
-        x = literal_blocks(p, torch.stack(tokens), "decoder_blocks.", decoder_heads, buckets)
-        x = _norm(p, "decoder_norm", x)
-        pred = F.linear(x, p["decoder_pred.weight"], p["decoder_pred.bias"])[1:]
+        pred = _literal_decoder(p, x, visible, count, decoder_heads, buckets)
         for i in set(range(count)) - set(visible):
             errors.append((pred[i] - _patch(p, image, i)[1]).square().mean())
     return torch.stack(errors).mean()
+
+
+def literal_asymmetric_loss(p, images, windows, heads, decoder_heads):
+    """LoMaR with a decoder; absolute positions, if any, as in `literal_lomar_loss`."""
+    k = math.isqrt(windows.patch_ids.shape[1])
+    buckets = bucket_table(TokenGrid(k, k, True))
+    errors = []
+    for image_id, ids, mask in zip(
+        windows.image_ids.tolist(), windows.patch_ids.tolist(), windows.mask.tolist(), strict=True
+    ):
+        visible = [n for n, masked in enumerate(mask) if not masked]
+        patches = [_patch(p, images[image_id], patch_id) for patch_id in ids]
+        tokens = [p["cls_token"][0, 0] + _position(p, "pos_embed", 0)]
+        tokens += [patches[n][0] + _position(p, "pos_embed", 1 + ids[n]) for n in visible]
+        index = torch.tensor([0] + [1 + n for n in visible])
+        seen = buckets[index][:, index]
+        x = _norm(p, "norm", literal_blocks(p, torch.stack(tokens), "blocks.", heads, seen))
+        pred = _literal_decoder(p, x, visible, k * k, decoder_heads, buckets)
+        for n in set(range(k * k)) - set(visible):
+            errors.append((pred[n] - patches[n][1]).square().mean())
+    return torch.stack(errors).mean()
+
+
+def _literal_decoder(p, x, visible, count, heads, buckets):
+    """Tokens (1 + visible, C) of the encoder -> pixels of all patches (count, p * p * 3)."""
+    latent = F.linear(x, p["decoder_embed.weight"], p["decoder_embed.bias"])
+    tokens = [latent[0] + _position(p, "decoder_pos_embed", 0)]
+    for i in range(count):
+        token = latent[1 + visible.index(i)] if i in visible else p["mask_token"][0, 0]
+        tokens.append(token + _position(p, "decoder_pos_embed", 1 + i))
+    x = literal_blocks(p, torch.stack(tokens), "decoder_blocks.", heads, buckets)
+    x = _norm(p, "decoder_norm", x)
+    return F.linear(x, p["decoder_pred.weight"], p["decoder_pred.bias"])[1:]
 
 
 def literal_logits(p, image, heads):

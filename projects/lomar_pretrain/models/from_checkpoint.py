@@ -26,7 +26,8 @@ from .mae import MAE
 logger = logging.getLogger(__name__)
 
 MODELS = {"lomar": LoMaR, "mae": MAE}
-HEADS = {"lomar": "encoder_pred.weight", "mae": "decoder_pred.weight"}
+# Whose model has it; the decoder of asymmetric LoMaR has the names of MAE's.
+HEADS = {"encoder_pred.weight": ("lomar",), "decoder_pred.weight": ("mae", "lomar")}
 MAE_DECODER_HEADS = 16
 
 
@@ -52,12 +53,13 @@ def load_pretrained(
         UserError: the file is unreadable, has no reconstruction head, or is not of that model.
     """
     tensors, meta = read_state_dict(path)
-    method = _find_method(tensors, path)
-    described = method in MODELS and meta.get("method") == method
+    methods = _possible_methods(tensors, path)
+    described = meta.get("method") in methods
     if described:
-        settings = {**meta, "rel_pos": meta.get("rel_pos") == "irpe"}
+        method, settings = meta["method"], {**meta, "rel_pos": meta.get("rel_pos") == "irpe"}
     else:
-        settings = _from_config(path, config_file, method) or _from_shapes(path, tensors, method)
+        found = _from_config(path, config_file, methods)
+        method, settings = found or (methods[0], _from_shapes(path, tensors, methods[0]))
     if norm_pix_loss is not None:
         settings["norm_pix_loss"] = norm_pix_loss
     accepted = inspect.signature(MODELS[method]).parameters
@@ -82,19 +84,22 @@ def load_pretrained(
     return model.eval()
 
 
-def _find_method(tensors: dict[str, Tensor], path: str | Path) -> str:
-    for method, head in HEADS.items():
+def _possible_methods(tensors: dict[str, Tensor], path: str | Path) -> tuple[str, ...]:
+    """The methods whose models have the file's reconstruction head, the likeliest first."""
+    for head, methods in HEADS.items():
         if head in tensors:
-            return method
+            return methods
     raise UserError(
-        f"{path} has no reconstruction head (none of {', '.join(HEADS.values())}): give a file "
+        f"{path} has no reconstruction head (none of {', '.join(HEADS)}): give a file "
         "with all of the pretraining model, model_final.pth or model_*.pth in the run's folder "
         "(backbone_final.pth is the encoder alone); of MAE's official files, one with the decoder"
     )
 
 
-def _from_config(path: str | Path, config_file: str | Path | None, method: str) -> dict | None:
-    """The model's settings from the given config or the one beside the file; None without one."""
+def _from_config(
+    path: str | Path, config_file: str | Path | None, methods: tuple[str, ...]
+) -> tuple[str, dict] | None:
+    """Method and settings from the given config or the one beside the file; None without one."""
     source = Path(config_file) if config_file else Path(path).parent / "config.yaml"
     if not source.is_file():
         if not config_file:
@@ -111,11 +116,13 @@ def _from_config(path: str | Path, config_file: str | Path | None, method: str) 
             return None
         raise UserError(f"{source} is not the config of a pretraining run: {error}") from None
     name = (target if isinstance(target, str) else target.__name__).rpartition(".")[2]
-    if name == MODELS[method].__name__:
-        return model
+    for method in methods:
+        if name == MODELS[method].__name__:
+            return method, model
     if not config_file:  # the file beside the checkpoint describes another model: ignore it
         return None
-    raise UserError(f"{source} describes {name}, but {path} holds a {MODELS[method].__name__}")
+    holds = " or ".join(MODELS[method].__name__ for method in methods)
+    raise UserError(f"{source} describes {name}, but {path} holds a {holds}")
 
 
 def _from_shapes(path: str | Path, tensors: dict[str, Tensor], method: str) -> dict:

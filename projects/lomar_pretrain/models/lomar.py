@@ -1,7 +1,12 @@
-"""LoMaR: local masked reconstruction (arXiv 2206.00790, section 3).
+"""LoMaR: local masked reconstruction (arXiv 2206.00790, section 3), and its asymmetric form.
 
-Shapes: B images, M windows, k window side, K = k * k patches of a window, C embed_dim,
-p patch size.
+As in the paper, mask tokens go through the whole encoder, and a linear layer predicts pixels. The
+asymmetric form (``decoder_depth`` above 0) is not the paper's: windows, masks and targets are the
+same, but the encoder sees visible patches alone, and a small decoder, which is thrown away after
+pretraining, sees the mask tokens. That is MAE's asymmetry inside LoMaR's windows.
+
+Shapes: B images, M windows, k window side, K = k * k patches of a window, n of them visible,
+C embed_dim, p patch size.
 """
 
 from dataclasses import dataclass
@@ -9,9 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lomar_det.config.rules import FLAG, check_settings
-from lomar_det.layers import TokenGrid, grid_size
+from lomar_det.config.rules import FLAG, check_settings, whole
+from lomar_det.layers import TokenGrid, grid_size, subset_buckets
 
+from .decoder import EncoderWithDecoder
 from .encoder import VisionTransformerEncoder, takes_arguments_of
 from .window_sampling import WindowSample, check_windows, noise_per_window, windows_from_noise
 
@@ -31,10 +37,12 @@ class LoMaROutput:
     windows: WindowSample
 
 
-class LoMaR(VisionTransformerEncoder):
-    """Reconstructs the masked patches of small windows with a plain encoder and a linear head.
+class LoMaR(EncoderWithDecoder):
+    """Reconstructs the masked patches of small windows.
 
-    State-dict names and shapes are those of the released LoMaR checkpoint.
+    With ``decoder_depth=0``, as in the paper: a plain encoder and a linear head; state-dict names
+    and shapes are those of the released LoMaR checkpoint. With more it is asymmetric LoMaR: the
+    encoder sees visible patches alone, which costs a quarter of the operations.
 
     Args:
         *args, **kwargs: The encoder's, see `VisionTransformerEncoder`.
@@ -42,6 +50,8 @@ class LoMaR(VisionTransformerEncoder):
         num_windows: Windows per image.
         mask_ratio: Share of masked patches in a window.
         norm_pix_loss: Reconstruct pixels normalised per patch.
+        decoder_depth: Blocks of the decoder; 0 is the paper's LoMaR.
+        decoder_embed_dim, decoder_num_heads: The decoder, if there is one.
     """
 
     @takes_arguments_of(VisionTransformerEncoder)
@@ -52,11 +62,14 @@ class LoMaR(VisionTransformerEncoder):
         num_windows: int = 4,
         mask_ratio: float = 0.8,
         norm_pix_loss: bool = True,
+        decoder_depth: int = 0,
+        decoder_embed_dim: int = 256,
+        decoder_num_heads: int = 8,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         check_windows(self.grid, window_size, num_windows, mask_ratio)
-        check_settings({"norm_pix_loss": norm_pix_loss}, {"norm_pix_loss": FLAG})
+        check_settings(locals(), {"norm_pix_loss": FLAG, "decoder_depth": whole(0)})
         self.window_size = window_size
         self.num_windows = num_windows
         self.mask_ratio = mask_ratio
@@ -68,8 +81,19 @@ class LoMaR(VisionTransformerEncoder):
             "mask_ratio": mask_ratio,
             "norm_pix_loss": norm_pix_loss,
         }
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
-        self.encoder_pred = nn.Linear(self.embed_dim, self.patch_size**2 * 3)
+        self.is_asymmetric = decoder_depth > 0
+        if self.is_asymmetric:
+            count = window_size**2
+            if int(count * mask_ratio) == count:
+                raise ValueError(
+                    f"mask_ratio {mask_ratio} masks all {count} patches of a window, and the "
+                    "encoder of asymmetric LoMaR sees visible ones alone: choose a lower one"
+                )
+            window = (window_size, window_size)
+            self.add_decoder(window, decoder_embed_dim, decoder_depth, decoder_num_heads)
+        else:
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
+            self.encoder_pred = nn.Linear(self.embed_dim, self.patch_size**2 * 3)
         self.init_weights()
         nn.init.normal_(self.mask_token, std=0.02)
 
@@ -85,19 +109,45 @@ class LoMaR(VisionTransformerEncoder):
 
         Args:
             images: (B, 3, height, width), normalised, multiples of the patch size.
-            windows: Which windows; made from ``noise`` if None.
+            windows: Which windows; made from ``noise`` if None. Asymmetric LoMaR wants as many
+                masked patches in each.
             noise: (B, *noise_shape), uniform in [0, 1); drawn here if None.
         """
-        grid = grid_size(images.shape[2:], self.patch_size)
+        grid, count = grid_size(images.shape[2:], self.patch_size), self.window_size**2
+        num_visible = count - int(count * self.mask_ratio)
         if windows is None:
             if noise is None:
                 noise = torch.rand(images.shape[0], *self.noise_shape, device=images.device)
             windows = windows_from_noise(noise, grid, self.window_size, self.mask_ratio)
+        elif self.is_asymmetric:
+            num_visible = _count_visible(windows)
         patches = self.window_patches(images, windows)  # (M, K, p * p * 3)
-        x = self.embed_window(patches, windows, grid, masked=True)
-        x = self.forward_blocks(x, TokenGrid(self.window_size, self.window_size, cls_token=True))
-        pred = self.encoder_pred(self.norm(x)[:, 1:])
+        if self.is_asymmetric:
+            pred = self.predict_from_visible(patches, windows, grid, num_visible)
+        else:
+            x = self.embed_window(patches, windows, grid, masked=True)
+            x = self.forward_blocks(x, self.window_grid)
+            pred = self.encoder_pred(self.norm(x)[:, 1:])
         return LoMaROutput(self.reconstruction_loss(pred, patches, windows.mask), pred, windows)
+
+    @property
+    def window_grid(self) -> TokenGrid:
+        return TokenGrid(self.window_size, self.window_size, cls_token=True)
+
+    def predict_from_visible(
+        self, patches: Tensor, windows: WindowSample, grid: tuple[int, int], num_visible: int
+    ) -> Tensor:
+        """Asymmetric LoMaR: pixels of windows (M, K, p * p * 3), predicted for all patches."""
+        # Visible patches come first, in row-major order.
+        order = windows.mask.long().argsort(dim=1, stable=True)  # (M, K)
+        visible = order[:, :num_visible]  # (M, n)
+        rows = torch.arange(len(visible), device=visible.device)[:, None]
+        x = self.patch_embed.embed_patches(patches[rows, visible])
+        if self.abs_pos:
+            x = x + self.patch_positions(grid)[0][windows.patch_ids.gather(1, visible)]
+        buckets = subset_buckets(self.window_grid, visible) if self.rel_pos else None
+        x = self.forward_blocks(self.with_cls_token(x), self.window_grid, buckets)
+        return self.decode(self.norm(x), order.argsort(dim=1))
 
     def encode_windows(
         self, images: Tensor, windows: WindowSample, masked: bool = False, cls_token: bool = True
@@ -138,6 +188,15 @@ class LoMaR(VisionTransformerEncoder):
         target = normalize_patches(patches.float()) if self.norm_pix_loss else patches.float()
         error = (pred.float() - target).square().mean(dim=-1)  # (M, K)
         return (error * mask).sum() / mask.sum()
+
+
+def _count_visible(windows: WindowSample) -> int:
+    counts = (~windows.mask).sum(dim=1).unique().tolist()
+    if len(counts) != 1:
+        raise ValueError(
+            f"windows have {counts} visible patches: asymmetric LoMaR wants as many in each"
+        )
+    return counts[0]
 
 
 def normalize_patches(patches: Tensor) -> Tensor:

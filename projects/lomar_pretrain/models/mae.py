@@ -8,23 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lomar_det.config.rules import FLAG, check_settings, number, whole
-from lomar_det.layers import (
-    TokenGrid,
-    build_blocks,
-    grid_size,
-    patchify,
-    sincos_pos_embed,
-    subset_buckets,
-)
+from lomar_det.config.rules import FLAG, check_settings, number
+from lomar_det.layers import TokenGrid, grid_size, patchify, subset_buckets
 
+from .decoder import EncoderWithDecoder
 from .encoder import VisionTransformerEncoder, takes_arguments_of
 from .lomar import normalize_patches
 
 _RULES = {
-    "decoder_embed_dim": whole(1),
-    "decoder_depth": whole(1),
-    "decoder_num_heads": whole(1),
     "mask_ratio": number("(0, 1)"),
     "norm_pix_loss": FLAG,
 }
@@ -39,7 +30,7 @@ class MAEOutput:
     mask: Tensor
 
 
-class MAE(VisionTransformerEncoder):
+class MAE(EncoderWithDecoder):
     """Encodes the visible patches of the whole image and reconstructs the rest with a decoder.
 
     The encoder sees an arbitrary subset of the grid. With ``rel_pos``, its iRPE buckets come from
@@ -70,11 +61,6 @@ class MAE(VisionTransformerEncoder):
     ):
         super().__init__(*args, rel_pos=rel_pos, abs_pos=abs_pos, **kwargs)
         check_settings(locals(), _RULES)
-        if decoder_embed_dim % decoder_num_heads:
-            raise ValueError(
-                f"decoder_embed_dim {decoder_embed_dim} is not a multiple of decoder_num_heads "
-                f"{decoder_num_heads}"
-            )
         num_patches = self.grid[0] * self.grid[1]
         num_visible = int(num_patches * (1 - mask_ratio))
         if not 0 < num_visible < num_patches:
@@ -88,23 +74,8 @@ class MAE(VisionTransformerEncoder):
             "method": "mae",
             "mask_ratio": mask_ratio,
             "norm_pix_loss": norm_pix_loss,
-            "decoder_embed_dim": decoder_embed_dim,
-            "decoder_depth": decoder_depth,
-            "decoder_num_heads": decoder_num_heads,
         }
-        self.decoder_embed = nn.Linear(self.embed_dim, decoder_embed_dim)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
-        if abs_pos:
-            positions = sincos_pos_embed(decoder_embed_dim, self.grid)
-            self.decoder_pos_embed = nn.Parameter(positions, requires_grad=False)
-        self.decoder_blocks = build_blocks(
-            decoder_depth,
-            dim=decoder_embed_dim,
-            num_heads=decoder_num_heads,
-            **self.block_settings,
-        )
-        self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps=1e-6)
-        self.decoder_pred = nn.Linear(decoder_embed_dim, self.patch_size**2 * 3)
+        self.add_decoder(self.grid, decoder_embed_dim, decoder_depth, decoder_num_heads)
         self.init_weights()
         nn.init.normal_(self.mask_token, std=0.02)
 
@@ -145,17 +116,3 @@ class MAE(VisionTransformerEncoder):
         grid = TokenGrid(*self.grid, cls_token=True)
         buckets = subset_buckets(grid, visible) if self.rel_pos else None
         return self.norm(self.forward_blocks(self.with_cls_token(x), grid, buckets))
-
-    def decode(self, latent: Tensor, restore: Tensor) -> Tensor:
-        """Tokens (B, 1 + n, C) and ranks (B, L) -> pixels (B, L, p * p * 3)."""
-        x = self.decoder_embed(latent)
-        B, L = restore.shape
-        fill = self.mask_token.to(x.dtype).expand(B, L + 1 - x.shape[1], -1)
-        patches = torch.cat([x[:, 1:], fill], dim=1)
-        patches = patches.gather(1, restore[..., None].expand(-1, -1, x.shape[2]))
-        x = torch.cat([x[:, :1], patches], dim=1)
-        if self.abs_pos:
-            x = x + self.decoder_pos_embed
-        for block in self.decoder_blocks:
-            x = block(x, TokenGrid(*self.grid, cls_token=True))
-        return self.decoder_pred(self.decoder_norm(x)[:, 1:])

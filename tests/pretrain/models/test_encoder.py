@@ -10,12 +10,11 @@ from lomar_det.errors import UserError
 from lomar_pretrain import MAE, LoMaR, VisionTransformerClassifier, VisionTransformerEncoder
 
 SMALL = dict(img_size=32, patch_size=4, embed_dim=16, depth=1, num_heads=2)
+MASKED = {"mask_ratio", "norm_pix_loss"}
+DECODER = {"decoder_embed_dim", "decoder_depth", "decoder_num_heads"}
 OWN = {
-    LoMaR: {"window_size", "num_windows", "mask_ratio", "norm_pix_loss"},
-    MAE: {
-        *("decoder_embed_dim", "decoder_depth", "decoder_num_heads"),
-        *("mask_ratio", "norm_pix_loss"),
-    },
+    LoMaR: {"window_size", "num_windows"} | MASKED | DECODER,
+    MAE: MASKED | DECODER,
     VisionTransformerClassifier: {"num_classes"},
 }
 
