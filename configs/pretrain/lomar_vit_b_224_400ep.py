@@ -1,9 +1,9 @@
 """LoMaR, ViT-B/16, 224x224, 4 windows, relative positions, 400 epochs.
 
-A quarter of the paper's main recipe, with its shorter warm-up: 10 epochs.
+A quarter of the paper's main recipe. Its warm-up is 5 % of the epochs, by the author's word.
 """
 
 from ..common.pretrain import data, model, train
 
-train.epochs, train.warmup_epochs = 400, 10
+train.epochs, train.warmup_epochs = 400, 20
 train.output_dir = "output/pretrain/lomar_vit_b_224_400ep"

@@ -15,7 +15,7 @@ from lomar_pretrain import MAE, LoMaR
 from lomar_pretrain.runs import pretrain as pretraining
 
 FOLDER = ROOT / "configs" / "pretrain"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "custom")
 # (patch size, embed_dim, depth, heads)
 SIZES = {
     "vit_s": (16, 384, 12, 6),
@@ -47,7 +47,9 @@ def test_recipe_is_what_its_name_says(name):
     if irpe:
         assert state["blocks.0.attn.rpe_k.lookup_table_weight"].shape == (1, dim // heads, 50)
     if name.startswith("lomar"):
-        windows = 4 if side == 224 else 9
+        is_asymmetric = name.startswith("lomar_asym")
+        windows = 4 if side == 224 else 8 if is_asymmetric else 9
+        assert model.is_asymmetric == is_asymmetric
         assert type(model) is LoMaR and out.pred.shape == (2 * windows, 49, patch * patch * 3)
         assert int(49 * model.mask_ratio) == 39
     else:
@@ -61,7 +63,7 @@ def test_recipe_is_what_its_name_says(name):
 def test_recipe_trains_as_the_paper_says(name):
     train = load_config(FOLDER / f"{name}.py", []).train
     epochs = int(name.rsplit("_", 1)[1].removesuffix("ep"))
-    warmup = {1600: 40, 800: 20, 400: 10}[epochs]
+    warmup = {1600: 40, 800: 40, 400: 20}[epochs]
     assert (train.epochs, train.warmup_epochs, train.total_batch_size) == (epochs, warmup, 4096)
     assert train.base_lr * train.total_batch_size / 256 == pytest.approx(2.4e-3)
     assert list(train.betas) == [0.9, 0.95] and train.weight_decay == 0.05
@@ -74,6 +76,18 @@ def test_recipe_trains_as_the_paper_says(name):
         (1 + math.cos(math.pi * (last * epochs - warmup) / (epochs - warmup))) / 2, abs=1e-9
     )
     assert schedule(last) < 1e-9
+
+
+def test_the_recipe_for_a_folder_of_ones_own_fits_the_custom_detector():
+    cfg = load_config(FOLDER / "custom.py", [])
+    with torch.device("meta"):
+        model = instantiate(cfg.model)
+    detector = load_config(ROOT / "configs" / "custom" / "mask_rcnn_lomar_vit_b.py", [])
+    net = detector.model.backbone.net
+    sizes = "embed_dim", "depth", "num_heads", "patch_size"
+    assert model.is_asymmetric and all(model.architecture[key] == net[key] for key in sizes)
+    assert 6e-4 <= cfg.train.base_lr * cfg.train.total_batch_size / 256 <= 1.5e-3
+    assert cfg.train.warmup_epochs / cfg.train.epochs == 0.05
 
 
 def test_the_table_lists_every_recipe():
