@@ -1,6 +1,7 @@
 """Timing pretraining: the step, and the loader that feeds it."""
 
 import contextlib
+import gc
 from collections.abc import Callable
 
 import torch
@@ -17,6 +18,7 @@ from .literal import UsualLoMaR
 
 VIT_B = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12)
 TINY = dict(patch_size=8, embed_dim=48, depth=2, num_heads=2)
+ASYMMETRIC = dict(decoder_depth=1, decoder_embed_dim=256, decoder_num_heads=8)
 TINY_DECODER = dict(decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2)
 # title: (model, its settings, batch, how it trains)
 CASES = {
@@ -24,9 +26,15 @@ CASES = {
     "LoMaR 224, 4 windows, not compiled": (LoMaR, dict(img_size=224), 256, "eager"),
     "LoMaR 224, 4 windows": (LoMaR, dict(img_size=224), 256, "compiled"),
     "LoMaR 448, 4 windows": (LoMaR, dict(img_size=448), 256, "compiled"),
+    "LoMaR 896, 4 windows": (LoMaR, dict(img_size=896), 256, "compiled"),
+    "asymmetric LoMaR 224, 4 windows": (LoMaR, dict(img_size=224) | ASYMMETRIC, 256, "compiled"),
+    "asymmetric LoMaR 448, 4 windows": (LoMaR, dict(img_size=448) | ASYMMETRIC, 256, "compiled"),
+    "asymmetric LoMaR 896, 4 windows": (LoMaR, dict(img_size=896) | ASYMMETRIC, 256, "compiled"),
     "MAE 224": (MAE, dict(img_size=224), 256, "compiled"),
     "MAE 448": (MAE, dict(img_size=448), 64, "compiled"),
+    "MAE 896": (MAE, dict(img_size=896), 16, "compiled"),
 }
+CPU_SHARE = 64  # a CPU's batches are that much smaller
 STEP_COLUMNS = {
     "case": "",
     "batch": "d",
@@ -46,7 +54,8 @@ def benchmark_pretrain(device: torch.device, tiny: bool = False) -> dict:
 
     Forward, backward and AdamW. "usual": the whole image embedded, gathered N x N bias, fp16 with
     loss scaling; the others in bf16 with a fused optimizer, as `tools/pretrain.py` runs them, with
-    ``train.compile`` where it says so. On a CPU everything is fp32 and nothing is compiled.
+    ``train.compile`` where it says so. On a CPU everything is fp32, nothing is compiled and batches
+    are small.
 
     Args:
         device: Where.
@@ -63,26 +72,28 @@ def benchmark_pretrain(device: torch.device, tiny: bool = False) -> dict:
     rows: list[dict] = []
     for title, (kind, settings, batch, how) in CASES.items():
         if tiny:
-            settings, batch = {"img_size": settings["img_size"] // 4}, 4
+            settings, batch = settings | {"img_size": settings["img_size"] // 4}, 4
+        elif not cuda:
+            batch = max(1, batch // CPU_SHARE)
         torch.manual_seed(0)
         backend = {"attention_backend": "eager" if how == "usual" else "auto"}
         settings = settings | backend | (TINY if tiny else VIT_B)
-        if tiny and kind is MAE:
+        if tiny and (kind is MAE or "decoder_depth" in settings):
             settings |= TINY_DECODER
         with torch.device("meta"):
             shapes = kind(**settings)
         flops = 3 * analyze(shapes, *shapes.img_size)["total"].flops * batch
         model = kind(**settings)
         step = _make_step(model.to(device), batch, how, device)
-        row = {"case": title, "batch": batch} | measure_step(
-            step, device, *((2, 1) if tiny else ())
-        )
+        repeats = (2, 1) if tiny else () if cuda else (5, 1)
+        row = {"case": title, "batch": batch} | measure_step(step, device, *repeats)
         row["img/s"] = batch / row["ms"] * 1e3
         row["x usual"] = row["img/s"] / rows[0]["img/s"] if rows else 1.0
         row["TFLOP/s"] = flops / row["ms"] / 1e9
         row["of ceiling"] = row["TFLOP/s"] / ceiling
         rows.append(row)
         del model, step
+        gc.collect()  # a compiled model is freed by nothing else, and the next row would count it
     machine = describe_machine(device) | {"ceiling": f"{ceiling:.3g} TFLOP/s"}
     return {"machine": machine, "rows": rows}
 
