@@ -18,45 +18,43 @@ CLASSIFY = "imagenet/finetune_lomar_vit_tiny.py"
 
 
 @pytest.mark.parametrize(
-    ("tool", "config", "words"),
+    ("tool", "config", "folder"),
     [
-        (pretraining, DETECT, "data.crop_scale; see configs/pretrain"),
-        (pretraining, CLASSIFY, "data.crop_scale; see configs/pretrain"),
-        (finetune, PRETRAIN, "data.augmentation; see configs/imagenet"),
-        (finetune, DETECT, "data.augmentation; see configs/imagenet"),
-        (detection, PRETRAIN, "dataloader.train; see configs/coco"),
-        (detection, "common/detection_data.py", "no model; see configs/coco"),
+        (pretraining, DETECT, "pretrain"),
+        (pretraining, CLASSIFY, "pretrain"),
+        (finetune, PRETRAIN, "imagenet"),
+        (detection, PRETRAIN, "coco"),
     ],
 )
-def test_a_config_of_another_stage(tmp_path, monkeypatch, tool, config, words):
+def test_a_config_of_another_stage(tmp_path, monkeypatch, tool, config, folder):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"{config} is no config for this tool: it has .*{words}"):
+    with pytest.raises(UserError, match=f"{config}.* configs/{folder}"):
         tool.main(tool_args(config))
     assert not list(tmp_path.iterdir())
 
 
 def test_prediction_needs_a_detector():
-    with pytest.raises(UserError, match="has no model.roi_heads; see configs/coco"):
+    with pytest.raises(UserError, match="model.roi_heads.* configs/coco"):
         Predictor(ROOT / "configs" / PRETRAIN, "detector.pth")
 
 
 @pytest.mark.parametrize("value", ["${train.nope}", "${train.epochs}"])
 def test_a_reference_to_nothing(value):
-    with pytest.raises(UserError, match=f"{PRETRAIN}, with overrides: .*nterpolation"):
+    with pytest.raises(UserError, match=PRETRAIN):
         load_config(ROOT / "configs" / PRETRAIN, [f"train.epochs={value}"])
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("import gone", "ModuleNotFoundError: No module named 'gone'"),
-        ("model = dict(depth=1 / 0)", "ZeroDivisionError: division by zero"),
-        ("from ..common.gone import model", "ImportError: .*common/gone.py does not exist"),
+        ("import gone", "gone"),
+        ("model = dict(depth=1 / 0)", "ZeroDivisionError"),
+        ("from ..common.gone import model", "common/gone.py"),
     ],
 )
 def test_a_config_that_fails(tmp_path, text, words):
     (tmp_path / "mine.py").write_text(text)
     before = builtins.__import__
-    with pytest.raises(UserError, match=f"mine.py cannot be loaded .{words}"):
+    with pytest.raises(UserError, match=f"mine.py.*{words}"):
         load_config(tmp_path / "mine.py", [])
     assert builtins.__import__ is before

@@ -48,9 +48,9 @@ def test_a_section_is_read_with_its_sections_inside():
 
 
 def test_what_is_missing_unknown_or_out_of_range_is_named():
-    with pytest.raises(UserError, match="data.train.annotations is not set"):
+    with pytest.raises(UserError, match="data.train.annotations"):
         OwnData.read(load_config(DETECT, []), "data")
-    with pytest.raises(UserError, match="train.checkpointer.period=0 must be"):
+    with pytest.raises(UserError, match="train.checkpointer.period=0"):
         DetectionSettings.read(load_config(DETECT, ["train.checkpointer.period=0"]), "train")
-    with pytest.raises(UserError, match="train has no setting 'epoch'"):
+    with pytest.raises(UserError, match="train.*'epoch'"):
         PretrainSettings.read(load_config(PRETRAIN, ["+train.epoch=3"]), "train")

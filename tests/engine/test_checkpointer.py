@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.linear import linear_trainer
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -18,7 +19,6 @@ from lomar_det.engine import (
     BestModel,
     Checkpointer,
     StopOnSignal,
-    Trainer,
     check_output_dir,
     delete_old_run,
 )
@@ -32,12 +32,8 @@ BATCHES = torch.randn(STEPS, 4, 3, generator=torch.Generator().manual_seed(0))
 def make_run(folder, period=1, max_to_keep=9, milestone_period=None, **settings):
     """A trainer of a linear layer and its checkpointer, as both stages put them together."""
     folder.mkdir(exist_ok=True)
-    torch.manual_seed(1)
-    model = nn.Linear(3, 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    losses = lambda model, x: {"loss": model(x).square().mean()}  # noqa: E731
-    trainer = Trainer(model, None, optimizer, losses, **settings)
-    checkpointer = Checkpointer(model, str(folder), trainer=trainer)
+    trainer = linear_trainer([], **settings)
+    checkpointer = Checkpointer(trainer.model, str(folder), trainer=trainer)
     save = SaveCheckpoints(checkpointer, period, max_to_keep, milestone_period)
     trainer.register_hooks([save, StopOnSignal(checkpointer)])
     return trainer, checkpointer
@@ -116,13 +112,13 @@ def test_resume_with_nothing_left_is_refused(tmp_path):
     train(tmp_path, stop=2)
     for path in tmp_path.glob("model_*.pth"):
         path.write_bytes(b"cut off")
-    with pytest.raises(UserError, match="no checkpoint in .* can be read.*model_0000001.pth"):
+    with pytest.raises(UserError, match="--resume.*model_0000001.pth"):
         train(tmp_path, resume=True)
 
 
 def test_resume_beyond_the_end_of_the_run_is_refused(tmp_path):
     train(tmp_path)
-    with pytest.raises(UserError, match="is of iteration 6, beyond the 3"):
+    with pytest.raises(UserError, match="model_final.pth.*6.*3.*train.max_iter"):
         make_run(tmp_path)[1].resume(3)
 
 
@@ -161,7 +157,7 @@ def test_averaging_can_begin_at_a_resume(tmp_path, lomar_log):
     trainer, checkpointer = make_run(tmp_path, ema_decay=0.9)
     checkpointer.resume(STEPS)
     assert torch.equal(trainer.ema.module.weight, trainer.model.weight)
-    assert "no averaged weights" in lomar_log.text
+    assert "train.ema_decay" in lomar_log.text
 
 
 @pytest.mark.parametrize(
@@ -221,7 +217,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
     process.join()
     assert process.exitcode == 0
     message = (tmp_path / "message").read_text()
-    assert "model.pth could not be written ([Errno 27]" in message and "--resume" in message
+    assert "model.pth" in message and "Errno 27" in message and "--resume" in message
     assert load_plain(path)["a"].tolist() == [0, 1, 2]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["message", "model.pth"]
 
@@ -257,7 +253,7 @@ def test_the_best_weights_are_kept_over_a_resume(tmp_path, lomar_log):
     assert load_plain(path)["meta"] == {"metric": "bbox/AP", "value": 3.0, "iterations": 7}
     assert not (tmp_path / "last_checkpoint").exists()  # nothing to resume from
     assert update(9.0, metric=None) == 3 and update(9.0, metric="segm/AP") == 3
-    assert "best_metric=segm/AP, but the evaluation gives bbox/AP, bbox/AP50" in lomar_log.text
+    assert "segm/AP" in lomar_log.text and "bbox/AP50" in lomar_log.text
     assert update(1.0, metric="bbox/AP50") == 1  # another metric: nothing to compare with
     path.write_bytes(b"cut off")
     assert update(0.5) == 0.5

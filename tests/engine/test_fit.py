@@ -10,6 +10,7 @@ from helpers.common import read_metrics
 from helpers.linear import SCHEDULE, endless_batches, fit_linear
 
 from lomar_det.checkpoint.serialization import load_plain
+from lomar_det.engine import StopOnSignal
 from lomar_det.errors import UserError
 
 
@@ -38,6 +39,15 @@ def sigterm_in_step(stop):
             yield batch
 
     return make_loader
+
+
+@pytest.fixture
+def same_signals():
+    """A run whose last evaluation fails leaves its handlers."""
+    before = {number: signal.getsignal(number) for number in StopOnSignal.signals()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def checkpoints(folder):
@@ -110,7 +120,7 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(tmp_path):
     assert first == second and len(first) == 6
 
 
-def test_an_evaluation_that_fails_costs_no_step(tmp_path):
+def test_an_evaluation_that_fails_costs_no_step(tmp_path, same_signals):
     """The disk of the validation images is gone, say; the weights are not."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     plan = {"eval_period": 3}
@@ -145,6 +155,7 @@ def test_a_finished_run_is_only_evaluated(tmp_path):
     )
     assert (fitted.trained, fitted.iterations) == (False, 6) and trained.trained
     assert fitted.results == trained.results
+    assert load_plain(tmp_path / "model_best.pth")["meta"]["iterations"] == 6
     assert torch.equal(again.weights[0], first.weights[0]) and len(again.weights) == 1
     assert torch.equal(fitted.model.weight, trained.model.weight)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -6,6 +6,7 @@ import importlib
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -64,19 +65,16 @@ def test_two_processes_of_torchrun_find_each_other(local_world_size):
 @pytest.mark.parametrize(
     "given, changes, words",
     [
-        (["--num-gpus", "2"], {}, ["torchrun", "2 processes", "--num-gpus"]),
-        ([], {"LOCAL_RANK": None, "MASTER_PORT": None}, ["not LOCAL_RANK, MASTER_PORT"]),
-        ([], {"RANK": "x"}, ["RANK='x' is no whole number", "torchrun", "unset"]),
-        ([], {"RANK": -1}, ["RANK='-1' is no whole number"]),
-        ([], {"RANK": 2}, ["RANK=2 is none of the WORLD_SIZE=2 processes"]),
-        ([], {"WORLD_SIZE": "two"}, ["WORLD_SIZE='two' is no whole number"]),
-        ([], {"LOCAL_RANK": "", "MASTER_ADDR": ""}, ["not LOCAL_RANK, MASTER_ADDR"]),
-        ([], {"LOCAL_RANK": 2}, ["LOCAL_RANK=2 is none of the 2 processes"]),
-        ([], {"LOCAL_WORLD_SIZE": 0}, ["LOCAL_WORLD_SIZE=0", "WORLD_SIZE=2", "unset"]),
+        (["--num-gpus", "2"], {}, ["torchrun", "--num-gpus"]),
+        ([], {"LOCAL_RANK": None, "MASTER_PORT": ""}, ["LOCAL_RANK", "MASTER_PORT"]),
+        ([], {"RANK": "x"}, ["RANK='x'", "torchrun"]),
+        ([], {"WORLD_SIZE": -1}, ["WORLD_SIZE='-1'"]),
+        ([], {"LOCAL_WORLD_SIZE": "2.0"}, ["LOCAL_WORLD_SIZE='2.0'"]),
+        ([], {"RANK": 2}, ["RANK=2", "WORLD_SIZE=2"]),
+        ([], {"LOCAL_RANK": 2}, ["LOCAL_RANK=2"]),
+        ([], {"LOCAL_WORLD_SIZE": 0}, ["LOCAL_WORLD_SIZE=0", "WORLD_SIZE=2"]),
         ([], {"LOCAL_WORLD_SIZE": 3}, ["LOCAL_WORLD_SIZE=3", "WORLD_SIZE=2"]),
         ([], {"MASTER_PORT": 99999}, ["MASTER_PORT", "65535"]),
-        ([], {"MASTER_PORT": "http"}, ["MASTER_PORT='http' is no whole number"]),
-        ([], {"LOCAL_WORLD_SIZE": "2.0"}, ["LOCAL_WORLD_SIZE='2.0' is no whole number"]),
     ],
 )
 def test_what_contradicts_torchrun_is_one_clear_error(monkeypatch, capsys, given, changes, words):
@@ -100,21 +98,17 @@ def buried(cause):
 def test_several_machines_must_be_told_where_to_meet(capsys):
     with pytest.raises(SystemExit) as stop:
         run_tool(lambda args: None, arguments("--num-machines", "2"))
-    assert stop.value.code == 2 and "--dist-url tcp://HOST:PORT" in capsys.readouterr().err
+    assert stop.value.code == 2 and "--dist-url" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "error, code, words",
     [
         (UserError("train.seed=x"), 2, "error: train.seed=x"),
-        (OSError(errno.ENOSPC, "No space left"), 2, "No space left; free disk space"),
-        (buried(OSError(errno.EFBIG, "File too large")), 2, "File too large; free disk space"),
-        (
-            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
-            2,
-            "is killed by signal: Killed. Most often the machine ran out of memory",
-        ),
-        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(errno.ENOSPC, "FULL"), 2, "error: .*FULL.*--resume"),
+        (buried(OSError(errno.EFBIG, "FULL")), 2, "error: .*FULL.*--resume"),
+        (RuntimeError("DataLoader worker (pid 7) KILLED"), 2, "error: .*KILLED.*num_workers"),
+        (KeyboardInterrupt(), 130, ""),
     ],
 )
 def test_exit_codes(capsys, error, code, words):
@@ -123,7 +117,8 @@ def test_exit_codes(capsys, error, code, words):
 
     with pytest.raises(SystemExit) as stop:
         run_tool(main, arguments())
-    assert stop.value.code == code and words in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == code and re.match(words, line)
 
 
 def test_the_log_of_a_run(tmp_path, monkeypatch):
