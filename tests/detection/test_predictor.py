@@ -141,9 +141,9 @@ def test_tiles_give_every_object_once_with_its_whole_mask(detector, monkeypatch)
     "options, words",
     [
         ({"tile_size": 100, "tile_overlap": 100}, "overlap"),
-        ({"tile_size": -1}, "tile size"),
-        ({"confidence_threshold": 1.5}, "confidence"),
-        ({"max_detections": 0}, "most detections"),
+        ({"tile_size": -1}, "tile"),
+        ({"confidence_threshold": 1.5}, "confidence.*1.5"),
+        ({"max_detections": 0}, "detections.*0"),
     ],
 )
 def test_unusable_options_are_refused(detector, options, words):
@@ -157,9 +157,9 @@ def test_a_backbone_or_other_heads_are_refused(detector, tmp_path):
     state = torch.load(detector)["model"]
     net = {name: value for name, value in state.items() if "backbone.net" in name}
     torch.save({"model": net}, tmp_path / "backbone.pth")
-    with pytest.raises(UserError, match="not a checkpoint of the whole detector"):
+    with pytest.raises(UserError, match="backbone.pth"):
         predictor_of(tmp_path / "backbone.pth")
-    with pytest.raises(UserError, match="other heads.*box_head"):
+    with pytest.raises(UserError, match="model_final.pth.*box_head"):
         predictor_of(
             detector,
             "model.roi_heads.box_head.fc_dims=[64]",
@@ -177,7 +177,7 @@ def test_where_class_names_come_from(drawn_set, tmp_path, lomar_log):
     assert categories_of([annotations]) == known
     assert categories_of(["data.val.annotations=gone.json"])[0]["name"] == "class 1"
     assert categories_of([annotations], num_classes=3)[2]["name"] == "class 3"
-    assert "has 2 classes, the checkpoint 3" in lomar_log.text
+    assert str(drawn_set[0]) in lomar_log.text
     # the checkpoint's names win; ids are those of annotations with the same names
     assert categories_of([annotations], names=["a", "b"])[1] == {"id": 2, "name": "b"}
     assert categories_of([annotations], names=["disc", "square"]) == known
@@ -187,7 +187,7 @@ def test_where_class_names_come_from(drawn_set, tmp_path, lomar_log):
     names.write_text("cat\nblack dog\n\n")
     assert categories_of([annotations], file=names)[1] == {"id": 2, "name": "black dog"}
     assert categories_of(file=drawn_set[0]) == known
-    with pytest.raises(UserError, match="names.txt names 2 classes, the checkpoint has 3"):
+    with pytest.raises(UserError, match="names.txt.*2.*3"):
         categories_of(num_classes=3, file=names)
     with pytest.raises(UserError, match="gone.txt"):
         categories_of(file=tmp_path / "gone.txt")
@@ -223,7 +223,7 @@ def test_demo_on_a_folder_with_a_broken_image(tmp_path, drawn_set, capsys):
     failures = run_demo([folder], output, checkpoint, f"data.train.annotations={drawn_set[0]}")
     assert len(failures) == 1 and "broken.jpg" in failures[0]
     log = capsys.readouterr().out
-    assert "1 of 4 images failed:" in log and "--tile-size 96" in log
+    assert "1 of 4" in log and "--tile-size 96" in log
     drawn = {str(p.relative_to(output)) for p in output.rglob("*") if p.suffix in (".png", ".tif")}
     assert drawn == {"a/000.png", "b/000.png", "a/large.tif"}
     results = json.loads((output / "instances.json").read_text())
@@ -257,8 +257,8 @@ def test_demo_refuses_unusable_folders(tmp_path, detector):
     draw_instances(tmp_path / "in", num_images=1)
     for inputs, output, words in [
         (tmp_path / "gone*", "out", r"gone\*"),
-        (tmp_path / "in", "in", "choose another"),
-        (tmp_path, "in", "choose another"),
+        (tmp_path / "in", "in", "--output"),
+        (tmp_path, "in", "--output"),
     ]:
         with pytest.raises(UserError, match=words):
             run_demo([inputs], tmp_path / output, detector)
@@ -284,7 +284,7 @@ def test_demo_as_a_command(tmp_path, detector, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         run_tool("demo.py", monkeypatch, *arguments, *settings, "--tile-size", "-5")
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1 and "tile size (-5)" in errors[0]
+    assert len(errors) == 1 and "-5" in errors[0]
 
 
 def test_drawings_show_boxes_masks_and_labels():

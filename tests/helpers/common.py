@@ -5,7 +5,9 @@ import json
 import math
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,6 +101,19 @@ def draw_instances(folder: Path, num_images: int = 6, seed: int = 0) -> dict:
         image.save(folder / name)
         data["images"].append({"id": image_id, "file_name": name, "width": width, "height": height})
     return data
+
+
+def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
+    """Changes what is in a file, in place."""
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def drop_masks(data: dict) -> None:
+    """Makes annotations in COCO's format ones of boxes only."""
+    for annotation in data["annotations"]:
+        del annotation["segmentation"]
 
 
 def draw_colours(folder: Path, names: tuple[str, ...], number: int) -> Path:
