@@ -17,7 +17,7 @@ from detectron2.modeling.roi_heads import (
     FastRCNNOutputLayers,
 )
 from helpers.common import ROOT
-from helpers.small_models import SMALL, Detector, pretrained, zoo_file
+from helpers.small_models import SMALL, Detector, pretrained, randomise, zoo_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -32,14 +32,9 @@ from lomar_pretrain import LoMaR, VisionTransformerClassifier
 ABS = dict(rel_pos=False, abs_pos=True, img_size=64)
 
 
-def randomised(model: nn.Module) -> nn.Module:
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    return model.eval()
-
-
 def timm_vit(**settings) -> VisionTransformer:
-    return randomised(VisionTransformer(**({"img_size": 64, "num_classes": 0} | SMALL | settings)))
+    usual = {"img_size": 64, "num_classes": 0}
+    return randomise(VisionTransformer(**(usual | SMALL | settings))).eval()
 
 
 def save(model: nn.Module, path):
@@ -158,7 +153,6 @@ def test_two_encoders_in_a_file_are_refused(tmp_path):
     "name",
     [
         "blocks.0.attn.q_bias",
-        "blocks.0.attn.relative_position_bias_table",
         "rel_pos_bias.relative_position_bias_table",
         "blocks.0.attn.q_norm.weight",
         "blocks.0.mlp.w12.weight",
@@ -172,7 +166,7 @@ def test_two_encoders_in_a_file_are_refused(tmp_path):
 )
 def test_what_our_encoder_cannot_compute_is_refused(tmp_path, name):
     torch.save(pretrained().state_dict() | {name: torch.ones(24)}, tmp_path / "odd.pth")
-    with pytest.raises(UserError, match="odd.pth has "):
+    with pytest.raises(UserError, match="odd.pth"):
         read_checkpoint(tmp_path / "odd.pth")
 
 
@@ -247,7 +241,7 @@ def test_a_model_of_detectron2s_zoo_fills_the_whole_detector(tmp_path, is_cascad
     theirs.backbone._target_ = SimpleFeaturePyramid
     norm = partial(nn.LayerNorm, eps=1e-6)
     theirs.backbone.net = L(ViT)(use_rel_pos=True, norm_layer=norm, **NET, **SMALL)
-    source, model = randomised(instantiate(theirs)), instantiate(ours).eval()
+    source, model = randomise(instantiate(theirs)).eval(), instantiate(ours).eval()
     path = zoo_file(tmp_path / "model_final_61ccd1.pkl", source.state_dict())
     report = load_weights(model, path)
     assert not report.dropped and not report.adapted and not report.initialised
@@ -269,9 +263,7 @@ def test_a_mask_rcnn_lends_a_detector_of_another_kind_what_they_share(tmp_path):
     model = Detector(rel_pos="decomposed", use_abs_pos=True, pretrain_img_size=64)
     report = load_weights(model, path)
     assert report.dropped.keys() == {"roi_heads.box_head.fc1.weight", "iteration"}
-    with pytest.raises(
-        UserError, match="mask_rcnn.pkl .*rel_pos=decomposed and .*use_abs_pos=True"
-    ):
+    with pytest.raises(UserError, match="mask_rcnn.pkl.*rel_pos=decomposed.*use_abs_pos=True"):
         load_weights(Detector(), path)
 
 

@@ -21,11 +21,15 @@ class Detector(nn.Module):
         self.roi_heads = nn.Linear(4, 4)
 
 
-def pretrained(**settings):
-    model = LoMaR(img_size=112, **(SMALL | settings))
+def randomise(model, std=0.2):
+    """Sets every parameter: tables of positions start at zero, which would hide mistakes."""
     for parameter in model.parameters():
-        nn.init.normal_(parameter)
+        nn.init.normal_(parameter, std=std)
     return model
+
+
+def pretrained(**settings):
+    return randomise(LoMaR(img_size=112, **(SMALL | settings)), std=1.0)
 
 
 def mae_file(path):

@@ -35,10 +35,9 @@ def test_a_compiled_graph_drops_the_same_share():
     assert (out[~kept] == 0).all() and 0.73 < kept.float().mean() < 0.77
 
 
-@pytest.mark.parametrize("rate", [1.0, -0.1])
-def test_impossible_rates_are_refused(rate):
-    with pytest.raises(ValueError, match=str(rate)):
-        DropPath(rate)
+def test_a_rate_of_one_is_refused():
+    with pytest.raises(ValueError, match="1.0"):
+        DropPath(1.0)
 
 
 def test_the_rate_grows_linearly_with_depth():

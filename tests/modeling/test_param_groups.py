@@ -80,13 +80,13 @@ def test_frozen_parameters_are_left_out():
     assert left_out == {n for n, _ in model.named_parameters() if n.startswith(frozen)}
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    with pytest.raises(UserError, match="nothing is left to train"):
+    with pytest.raises(UserError, match="frozen"):
         layer_decay_params(model, LR)
 
 
 def test_a_decay_over_other_layers_than_the_models_is_refused():
     _, model = detector()
-    with pytest.raises(UserError, match="num_layers=24, but the backbone has 12 blocks"):
+    with pytest.raises(UserError, match="num_layers=24.* 12 "):
         layer_decay_params(model, LR, num_layers=24)
-    with pytest.raises(UserError, match="has 0 blocks"):
+    with pytest.raises(UserError, match="num_layers=.* 0 "):
         layer_decay_params(torch.nn.Linear(2, 2), LR)

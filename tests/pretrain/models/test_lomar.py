@@ -105,16 +105,16 @@ def test_absolute_positions_serve_other_sizes():
 
 
 def test_impossible_model_is_refused_with_the_reason():
-    with pytest.raises(ValueError, match="window_size 11 does not fit"):
+    with pytest.raises(ValueError, match="window_size.* 11"):
         LoMaR(**(SMALL | {"window_size": 11}))
-    with pytest.raises(ValueError, match="multiple of the patch size"):
+    with pytest.raises(ValueError, match="41x41"):
         LoMaR(**(SMALL | {"img_size": 41}))
     with pytest.raises(ValueError, match="mask_ratio"):
         LoMaR(**(SMALL | {"mask_ratio": 0.1}))
 
 
 def test_an_image_smaller_than_a_window_is_refused():
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="window_size"):
         LoMaR(**SMALL)(torch.randn(1, 3, 40, 8))
 
 

@@ -80,9 +80,7 @@ def test_same_generator_same_windows():
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"grid_size": 6}, "does not fit the 6x6"),
-        ({"grid_size": (14, 5)}, "does not fit the 14x5"),
-        ({"grid_size": 14, "mask_ratio": 0.0}, "mask_ratio"),
+        ({"grid_size": (14, 5)}, "window_size.*14x5"),
         ({"grid_size": 14, "mask_ratio": 1.5}, "mask_ratio"),
         ({"grid_size": 14, "num_windows": 0}, "num_windows"),
         ({"grid_size": 14, "window_size": 0}, "window_size"),

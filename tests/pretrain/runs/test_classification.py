@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.literal import literal_logits
+from helpers.small_models import randomise
 from PIL import Image
 from sklearn.metrics import accuracy_score, top_k_accuracy_score
 
@@ -30,13 +31,6 @@ OPTIMIZER = {
     "weight_decay": 0.05,
     "layer_decay": 0.5,
 }
-
-
-def randomise(model):
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model
 
 
 @pytest.mark.parametrize("size", [(24, 24), (16, 32)])
@@ -102,7 +96,7 @@ def test_loss_without_mixing_is_the_smoothed_cross_entropy():
 
 
 def test_an_odd_batch_cannot_be_mixed():
-    with pytest.raises(UserError, match="even"):
+    with pytest.raises(UserError, match="train.total_batch_size"):
         loss = MixedLoss(FinetuneSettings(mixup=0.8, cutmix=0.0), CPU, num_classes=5)
         loss(lambda images: images, (torch.randn(3, 3, 8, 8), torch.zeros(3, dtype=torch.long)))
 
@@ -123,11 +117,10 @@ def test_accuracy_is_that_of_scikit_learn(num_classes, lomar_log):
     if num_classes > 5:
         top5 = top_k_accuracy_score(labels, logits, k=5, labels=range(num_classes))
     assert result["top5"] == pytest.approx(100 * top5) and result["images"] == 50
-    words = "Validation: 1 of 51 images cannot be read and are left out, first 'b.png'"
-    assert words in lomar_log.text
+    assert "b.png" in lomar_log.text and "a.png" not in lomar_log.text
     evaluator.reset()
     evaluator.process((None, torch.tensor([-1, -2])), torch.randn(2, num_classes))
-    with pytest.raises(UserError, match="2 of 2 images cannot be read, first 'a.png': repair"):
+    with pytest.raises(UserError, match="2 of 2.*a.png"):
         evaluator.evaluate()
 
 
@@ -148,7 +141,7 @@ def test_one_folder_is_split_class_by_class(tmp_path):
     assert read_class_folders(tmp_path, 0.2, seed=0)[1] == val
     assert read_class_folders(tmp_path, 0.2, seed=1)[1] != val
     make_classes(tmp_path, {"fox": 1})
-    with pytest.raises(UserError, match="fox.*too few"):
+    with pytest.raises(UserError, match="fox"):
         read_class_folders(tmp_path, 0.2, seed=0)
 
 
@@ -158,7 +151,7 @@ def test_train_and_val_folders_are_taken_as_they_are(tmp_path):
     train, val, classes = read_class_folders(tmp_path, 0.2, seed=0)
     assert (len(train), len(val), classes) == (6, 3, ["cat", "dog"])
     make_classes(tmp_path / "val", {"eel": 1})
-    with pytest.raises(UserError, match="different classes: eel"):
+    with pytest.raises(UserError, match="eel"):
         read_class_folders(tmp_path, 0.2, seed=0)
 
 
