@@ -1,1 +1,1 @@
-"""Configs: read, overridden, checked. Nothing here knows a stage."""
+"""Configs: read, overridden, checked and frozen."""

@@ -1,4 +1,4 @@
-"""Loading a LazyConfig with overrides, with one clear error for what a user mistyped."""
+"""Reads a LazyConfig with overrides; a user's mistake becomes one clear error."""
 
 import builtins
 import copy
@@ -17,7 +17,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from ..errors import UserError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-# Installed, the recipes lie in the package (setup.py puts them there); in a checkout, beside it.
+# setup.py copies the recipes into an installed package. In a checkout they lie beside it.
 CONFIGS = next(
     (folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()),
     _PACKAGE / "configs",
@@ -27,15 +27,15 @@ CONFIGS = next(
 def load_config(
     path: str | Path, overrides: Sequence[str], values: Mapping[str, Any] | None = None
 ) -> DictConfig:
-    """Reads a config file, applies overrides, and freezes it: nothing assigns into it afterwards.
+    """Reads a config file, applies overrides and freezes the result.
 
     Args:
         path: A LazyConfig.
         overrides: ``key=value``, as on a command line.
-        values: The same with Python values, by dotted names.
+        values: Further overrides, as Python values by dotted name.
 
     Raises:
-        UserError: the file is missing or no LazyConfig, or a setting does not exist.
+        UserError: the file is missing or not a LazyConfig, or an override cannot be applied.
     """
     if not Path(path).is_file():
         raise UserError(f"the config file {path} does not exist; see the folder configs/")
@@ -46,13 +46,13 @@ def load_config(
         cfg = LazyConfig.load(str(path))
     except SyntaxError as error:
         raise UserError(f"{path} is not valid Python: {error}") from None
-    except Exception as error:  # a config is a program: it fails with anything
+    except Exception as error:  # a config is a program and can raise anything
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(
-            f"{path} cannot be loaded ({what}); where it happened: set LOMAR_DEBUG=1"
+            f"{path} cannot be loaded ({what}); set LOMAR_DEBUG=1 for the traceback"
         ) from error
     finally:
-        # LazyConfig replaces it while it reads a file, and forgets to put it back after an error.
+        # LazyConfig replaces __import__ while it reads a file, and leaves it so after an error.
         builtins.__import__ = before
     for override in overrides:
         key, separator, _ = override.partition("=")
@@ -71,26 +71,27 @@ def load_config(
             raise UserError(f"{key}={value!r} cannot be set: {error}") from None
     try:
         OmegaConf.to_container(cfg, resolve=True)
-    except InterpolationResolutionError as error:  # its first line says what, the others where
+    except InterpolationResolutionError as error:
+        # The first line says what is wrong, the others say where.
         raise UserError(f"{path}, with overrides: {str(error).splitlines()[0]}") from None
     return frozen(cfg)
 
 
 def frozen(cfg: DictConfig) -> DictConfig:
-    """The same config, which refuses assignments from now on."""
+    """Makes a config refuse assignments, and returns it."""
     OmegaConf.set_readonly(cfg, True)
     return cfg
 
 
 def thawed(cfg: DictConfig) -> DictConfig:
-    """A copy that can be written."""
+    """A writable copy of a config."""
     cfg = copy.deepcopy(cfg)
     OmegaConf.set_readonly(cfg, False)
     return cfg
 
 
 def with_settings(cfg: DictConfig, values: Mapping[str, Any]) -> DictConfig:
-    """A frozen copy with other values, by dotted names: what follows from the data, say."""
+    """A frozen copy of a config with some values replaced or added, by dotted name."""
     cfg = thawed(cfg)
     for key, value in values.items():
         OmegaConf.update(cfg, key, value, merge=False, force_add=True)
@@ -103,10 +104,10 @@ def require_sections(cfg: DictConfig, path: str | Path, folder: str, *names: str
     Args:
         cfg: The config, read from ``path``.
         folder: Where configs for this tool lie, in ``configs/``.
-        names: Sections or settings that it must have, as ``data.crop_scale``.
+        names: Sections or settings that it must have, such as ``data.crop_scale``.
 
     Raises:
-        UserError: it lacks one.
+        UserError: one of them is missing.
     """
     for name in names:
         parent, _, leaf = name.rpartition(".")
@@ -118,16 +119,16 @@ def require_sections(cfg: DictConfig, path: str | Path, folder: str, *names: str
 
 
 def find_config(name: str | Path, folder: str) -> Path:
-    """The path of a config: a file as it is, else the recipe of that name.
+    """The path of a config file, or of the recipe of that name.
 
-    Recipes are the files of the repository's ``configs/``, which an installation carries along.
+    Recipes are the files of ``configs/``; an installation includes them.
 
     Args:
-        name: Path of a .py file, or a recipe's name without ``.py``.
-        folder: Where recipes are looked for, in ``configs/``: ``pretrain``, ``coco``, ``custom``.
+        name: Path of a .py file, or the name of a recipe.
+        folder: Folder of the recipes, in ``configs/``: ``pretrain``, ``coco``, ``custom``.
 
     Raises:
-        UserError: neither; the message lists the recipes.
+        UserError: there is no such file and no such recipe; the message lists the recipes.
     """
     if Path(name).is_file():
         return Path(name)
@@ -140,9 +141,9 @@ def find_config(name: str | Path, folder: str) -> Path:
 
 
 def _apply(cfg: DictConfig, override: str) -> None:
-    """One override in Hydra's syntax; a path that this syntax cannot say is taken as it stands.
+    """Applies one override in Hydra's syntax; a path outside that syntax is taken literally.
 
-    Unlike `LazyConfig.apply_overrides`, a list may replace a call that computes one.
+    Unlike in `LazyConfig.apply_overrides`, a list may replace a call that computes a list.
     """
     key, _, value = override.partition("=")
     try:
@@ -156,7 +157,7 @@ def _apply(cfg: DictConfig, override: str) -> None:
 
 
 def _check_exists(cfg: DictConfig, key: str, path: str | Path, added: bool) -> None:
-    """A mistyped key would otherwise be added in silence and change nothing."""
+    """Refuses a mistyped key, which OmegaConf would add in silence."""
     parent, _, leaf = key.rpartition(".")
     try:
         node = OmegaConf.select(cfg, parent) if parent else cfg
@@ -173,25 +174,25 @@ def _check_exists(cfg: DictConfig, key: str, path: str | Path, added: bool) -> N
 
 
 def _arguments(target: Callable | str) -> tuple[set[str], bool]:
-    """Names of the arguments that an L(...) call takes, and whether it takes others as well."""
+    """Names of the arguments of an ``L(...)`` call, and whether it takes any others, too."""
     function = locate(target) if isinstance(target, str) else target
     try:
         parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # of something built into Python, or compiled
+    except ValueError:  # a builtin or compiled function has no signature
         return set(), True
     return {p.name for p in parameters}, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def instantiate_section(cfg: DictConfig, section: str, **live: Any) -> Any:
-    """A loader, an optimizer, ... by its place in a config, such as ``dataloader.train``.
+    """Builds what a section of a config describes, such as ``dataloader.train``.
 
     Args:
         cfg: The config.
-        section: An ``L(...)`` call in it.
-        **live: Arguments that no config can hold, such as the model, or that the run decides.
+        section: Dotted name of an ``L(...)`` call.
+        **live: Arguments that the run gives instead of the config, such as the model.
 
     Raises:
-        UserError: images are missing, or a setting is one that it cannot have.
+        UserError: images are missing, or a setting has an impossible value.
     """
     node = OmegaConf.select(cfg, section)
     try:
@@ -211,6 +212,6 @@ def instantiate_section(cfg: DictConfig, section: str, **live: Any) -> Any:
 
 
 def as_list(setting) -> list[str]:
-    """A setting that may be one path or several."""
+    """The paths of a setting that holds one path or several."""
     several = OmegaConf.is_list(setting) or isinstance(setting, list | tuple)
     return [str(path) for path in setting] if several else [str(setting)]

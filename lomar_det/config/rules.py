@@ -1,7 +1,7 @@
-"""What a value may be, in words and as a test.
+"""Rules for values: a test, and the words for the error.
 
-Sections of a config (`lomar_det.config.section`) and models state a `Rule` for every setting; the
-first value that breaks its rule is refused with those words, before any data is looked at.
+Sections of a config (`lomar_det.config.section`) and models state a `Rule` for every setting. The
+first value that breaks its rule is refused before any data is read.
 """
 
 import math
@@ -27,7 +27,7 @@ class Rule:
 
 
 def whole(at_least: int) -> Rule:
-    """A whole number."""
+    """A whole number of at least ``at_least``; True and False are not numbers."""
 
     def holds(value) -> bool:
         return isinstance(value, Integral) and not isinstance(value, bool) and value >= at_least
@@ -36,7 +36,7 @@ def whole(at_least: int) -> Rule:
 
 
 def number(interval: str) -> Rule:
-    """A finite number in an interval such as ``(0, 1]``, whose square brackets include the end."""
+    """A finite number in an interval such as ``(0, 1]``; a square bracket includes the end."""
     low, high = map(float, interval[1:-1].split(","))
 
     def holds(value) -> bool:
@@ -49,7 +49,7 @@ def number(interval: str) -> Rule:
 
 
 def one_of(*values) -> Rule:
-    """One of some words, or null."""
+    """One of the given values; the message shows None as ``null``."""
     words = ", ".join("null" if value is None else repr(value) for value in values)
     return Rule(words if len(values) == 1 else f"one of {words}", lambda value: value in values)
 
@@ -75,11 +75,11 @@ def check_settings(settings: Mapping, rules: Mapping[str, Rule]) -> None:
 
     Args:
         settings: A config, or any nested mapping.
-        rules: By the dotted names that a user types. A name that the config does not have is left
-            to whoever needs it: another optimizer, say, has other settings.
+        rules: Rules by dotted name. A name that ``settings`` does not have is skipped: another
+            optimizer, for example, has other settings.
 
     Raises:
-        UserError: names the setting, its value and what it must be.
+        UserError: a rule is broken; the message names the setting, its value and the rule.
     """
     for name, rule in rules.items():
         value: Any = settings

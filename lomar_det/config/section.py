@@ -1,9 +1,9 @@
 """A section of a config: every setting's name, type, default, range and meaning in one field.
 
-A section is a dataclass. The LazyConfigs of ``configs/common`` take their values from
-`Section.defaults`; `Section.read` checks what a user has made of them and returns an instance,
-which then travels instead of the config. Where a field names its ``yacs`` key, yaml configs have
-the setting, too. ``docs/settings.md`` is printed from the same fields (`describe`).
+A section is a dataclass. `Section.defaults` gives the LazyConfigs of ``configs/common`` their
+values. `Section.read` checks a loaded config and returns an instance, which the run uses instead
+of the config. A field that names a ``yacs`` key is also a setting of yaml configs. `describe`
+prints the fields for ``docs/settings.md``.
 """
 
 import copy
@@ -22,10 +22,10 @@ def setting(default: Any, rule: Rule, doc: str, yacs: str | None = None) -> Any:
     """A field of a `Section`.
 
     Args:
-        default: ``MISSING`` where the user must give a value.
-        rule: What it may be.
-        doc: What it means, as half a sentence.
-        yacs: Its key in yaml configs.
+        default: The default, or ``MISSING`` if the user must give a value.
+        rule: Which values are allowed.
+        doc: What the setting means, in a phrase.
+        yacs: The key of the setting in yaml configs, if it has one.
     """
     metadata = {"rule": rule, "doc": doc, "yacs": yacs}
     return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
@@ -38,11 +38,11 @@ def subsection(section: type["Section"]) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Base of all sections; an instance holds settings that obey their rules."""
+    """Base of all sections; `read` returns an instance whose settings obey their rules."""
 
     @classmethod
     def defaults(cls, **values) -> DictConfig:
-        """The section as a part of a LazyConfig, with some values of the recipe's own."""
+        """The section as part of a LazyConfig; ``values`` replace defaults."""
         return OmegaConf.create(dataclasses.asdict(cls(**values)))
 
     @classmethod
@@ -51,8 +51,8 @@ class Section:
 
         Args:
             cfg: A loaded config.
-            name: Of the section in it, such as ``train``.
-            skip: Keys that nobody will use, so that they may be missing.
+            name: Dotted name of the section, such as ``train``.
+            skip: Keys that the caller does not need; they may be missing.
 
         Raises:
             UserError: a setting is missing, does not exist, or breaks its rule.
@@ -79,7 +79,7 @@ class Section:
 
     @classmethod
     def walk(cls, name: str) -> Iterator[tuple[str, dataclasses.Field]]:
-        """The full name and the field of every setting, those of sections inside included."""
+        """Yields the full name and the field of every setting, subsections included."""
         for field in fields(cls):
             if "section" in field.metadata:
                 yield from field.metadata["section"].walk(f"{name}.{field.name}")
@@ -88,7 +88,7 @@ class Section:
 
 
 def describe(section: type[Section], name: str, with_yacs: bool = False) -> str:
-    """A section as a table in Markdown: setting, default, what it may be, meaning, yacs key."""
+    """A section as a Markdown table; ``with_yacs`` adds a column for the keys of yaml configs."""
     rows = [("setting", "default", "must be", "meaning", "in yaml"), ("---",) * 5]
     for full_name, field in section.walk(name):
         default = field.default_factory()
@@ -106,7 +106,7 @@ def _plain(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    """As a user would type it behind ``key=``."""
+    """A value as a user types it after ``key=``."""
     if value is None:
         return "null"
     return value or "''" if isinstance(value, str) else str(value)

@@ -18,28 +18,28 @@ _PATHS = Rule(
     "a path, or a list of paths",
     lambda value: bool(value) and (TEXT.holds(value) or all(map(TEXT.holds, value))),
 )
-# Not "in range": of a text, that would compare it with all numbers, for minutes.
+# Not ``v in range(2**32)``: Python would compare a text with every number, for minutes.
 SEED = Rule("a whole number from 0 to 2**32 - 1", lambda v: whole(0).holds(v) and v < 2**32)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(Section):
-    """What every training run has: where it writes, how it computes, how it ends."""
+    """The settings of every training run: where it writes, how it computes, how it ends."""
 
     output_dir: str = setting(
-        "output/run", TEXT | one_of(None), "the folder that the run writes", "OUTPUT_DIR"
+        "output/run", TEXT | one_of(None), "folder for all that the run writes", "OUTPUT_DIR"
     )
     init_checkpoint: str | None = setting(
         "",
         TEXT | one_of(None),
-        "weights to start from, ours or another project's; empty: random weights",
+        "checkpoint to start from, ours or another project's; empty: random weights",
         "MODEL.WEIGHTS",
     )
     max_minutes: float | None = setting(
         None,
         number("(0, inf)") | one_of(None),
-        "the run ends after so many minutes of training; warm-up and decay follow the share of "
-        "them that is used. Evaluation, checkpoints and drawings do not count",
+        "the run ends after this many minutes of training; warm-up and decay follow the share of "
+        "the minutes used. Evaluation, checkpoints and drawings do not count",
         "SOLVER.MAX_MINUTES",
     )
     device: str = setting(
@@ -57,12 +57,12 @@ class RunSettings(Section):
     accumulation_steps: int | str = setting(
         "auto",
         whole(1) | one_of("auto"),
-        "forward passes of a step; auto: as few as evenly divide the batch with at most "
-        "max_batch_per_gpu images at a time. The size of a batch never depends on the GPUs",
+        "forward passes per step; auto: the smallest number that splits the batch evenly into "
+        "passes of at most max_batch_per_gpu images. The batch size never depends on the GPUs",
         "SOLVER.ACCUMULATION_STEPS",
     )
     clip_grad_norm: float | None = setting(
-        None, number("[0, inf)") | one_of(None), "largest norm of the gradients; null or 0: any"
+        None, number("[0, inf)") | one_of(None), "largest gradient norm; null or 0: no limit"
     )
     compile: bool = setting(
         False,
@@ -73,57 +73,62 @@ class RunSettings(Section):
     ema_decay: float | None = setting(
         None,
         number("(0, 1)") | one_of(None),
-        "keeps weights averaged with this decay (0.9999, say), which are then evaluated and "
-        "handed on",
+        "decay of averaged weights, such as 0.9999; evaluation and the next stage use the "
+        "average; null: no average",
         "SOLVER.EMA_DECAY",
     )
     max_skipped_steps: int = setting(
         10,
         whole(0),
-        "so many steps in a row with a non-finite loss or gradient are skipped; more end the run",
+        "steps in a row that may be skipped for a non-finite loss or gradient; one more ends the "
+        "run",
         "SOLVER.MAX_SKIPPED_STEPS",
     )
-    seed: int = setting(0, SEED, "of weights, order, augmentation and masks", "SEED")
+    seed: int = setting(0, SEED, "seed of weights, order, augmentation and masks", "SEED")
     overwrite: bool = setting(
         False,
         FLAG,
-        "delete another run's checkpoints in output_dir instead of refusing to start",
+        "delete an earlier run's files in output_dir instead of refusing to start",
         "OVERWRITE",
     )
     log_period: int = setting(20, whole(1), "iterations between lines of the log", "LOG_PERIOD")
     wandb: dict | None = setting(
         None,
         _MAPPING | one_of(None),
-        "Weights & Biases: arguments of wandb.init, such as {project: lomar}; null: none",
+        "Weights & Biases: arguments of wandb.init, such as {project: lomar}; null: off",
     )
     ddp: dict = setting(
         {"broadcast_buffers": False, "find_unused_parameters": False},
         _FLAGS,
-        "arguments of DistributedDataParallel",
+        "arguments of DistributedDataParallel, for several processes",
     )
 
     def __post_init__(self):
-        if self.output_dir:  # no shell replaces the ~ behind a "="
+        if self.output_dir:  # a shell does not expand the ~ after "="
             object.__setattr__(self, "output_dir", str(Path(self.output_dir).expanduser()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochSettings(RunSettings):
-    """A run whose settings count in epochs: pretraining and fine-tuning."""
+    """The settings of a run that counts in epochs: pretraining and fine-tuning."""
 
     epochs: float = setting(100, number("(0, inf)"), "passes over the images")
     warmup_epochs: float = setting(
-        5, number("[0, inf)"), "the learning rate rises linearly so long, then falls as a cosine"
+        5, number("[0, inf)"), "epochs of linear warm-up; then the learning rate falls as a cosine"
     )
     base_lr: float = setting(
         1e-3, number("(0, inf)"), "the learning rate is base_lr * total_batch_size / 256"
     )
-    total_batch_size: int = setting(1024, whole(1), "images of a step, over all processes")
-    betas: list[float] = setting([0.9, 0.999], pair(number("[0, 1)")), "of the adam family")
-    weight_decay: float = setting(0.05, number("[0, inf)"), "none on biases, norms and tables")
+    total_batch_size: int = setting(1024, whole(1), "images per step, over all processes")
+    betas: list[float] = setting(
+        [0.9, 0.999], pair(number("[0, 1)")), "betas of an optimizer of the Adam family"
+    )
+    weight_decay: float = setting(
+        0.05, number("[0, inf)"), "weight decay; biases, norms and tables get none"
+    )
     checkpoint_epochs: float = setting(5, number("(0, inf)"), "epochs between checkpoints")
     max_to_keep: int | None = setting(
-        3, whole(1) | one_of(None), "so many of the checkpoints stay; null: all"
+        3, whole(1) | one_of(None), "how many of the newest checkpoints stay; null: all"
     )
     milestone_epochs: float | None = setting(
         None,
@@ -142,7 +147,7 @@ class CheckpointerSettings(Section):
     max_to_keep: int | None = setting(
         3,
         whole(1) | one_of(None),
-        "so many of the checkpoints stay; null: all",
+        "how many of the newest checkpoints stay; null: all",
         "SOLVER.CHECKPOINT_MAX_TO_KEEP",
     )
     milestone_period: int | None = setting(
@@ -154,7 +159,8 @@ class CheckpointerSettings(Section):
     best_metric: str | None = setting(
         "bbox/AP",
         TEXT | one_of(None),
-        "model_best.pth holds the weights with the highest; segm/AP for masks, null: none",
+        "model_best.pth holds the weights with the highest value of this metric; segm/AP is that "
+        "of masks; null: no such file",
         "TEST.BEST_METRIC",
     )
 
@@ -166,18 +172,18 @@ class DetectionSettings(RunSettings):
     epochs: float | None = setting(
         None,
         number("(0, inf)") | one_of(None),
-        "passes over the images; decide the iterations, unless those are given",
+        "passes over the images; they decide the iterations unless max_iter is set",
     )
     max_iter: int | None = setting(
-        None, whole(1) | one_of(None), "iterations, in place of epochs", "SOLVER.MAX_ITER"
+        None, whole(1) | one_of(None), "iterations, instead of epochs", "SOLVER.MAX_ITER"
     )
     lr_batch_size: int | None = setting(
         64,
         whole(1) | one_of(None),
-        "the batch that optimizer.lr is meant for; the log remarks on another one",
+        "batch size that optimizer.lr is meant for; the log warns of another one; null: no warning",
     )
     eval_period: int = setting(
-        5000, whole(0), "iterations between evaluations; 0: at the end alone", "TEST.EVAL_PERIOD"
+        5000, whole(0), "iterations between evaluations; 0: only at the end", "TEST.EVAL_PERIOD"
     )
     checkpointer: CheckpointerSettings = subsection(CheckpointerSettings)
 
@@ -204,11 +210,13 @@ class DetectionData(Section):
     evaluator: str = setting(
         "pycocotools",
         TEXT,
-        "pycocotools, or hotcoco: the same numbers, much sooner (pip install hotcoco)",
+        "pycocotools, or hotcoco: the same numbers, much faster (pip install hotcoco)",
         "TEST.EVALUATOR",
     )
     num_images: int | None = setting(
-        None, whole(1) | one_of(None), "of the training set, where COCO is read by its name"
+        None,
+        whole(1) | one_of(None),
+        "images of the training set, for COCO under its registered name",
     )
 
 
@@ -222,12 +230,13 @@ class SplitSettings(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class OwnData(DetectionData):
-    """The ``data`` section of a detector on files of the user's own."""
+    """The ``data`` section of a detector on the user's own files."""
 
     train: SplitSettings = subsection(SplitSettings)
     val: SplitSettings = subsection(SplitSettings)
     max_detections: int | str = setting(
         "auto",
         whole(1) | one_of("auto"),
-        "detections kept per image, and maxDets of AP; auto: 100, or as many hundreds as val needs",
+        "detections kept per image, and maxDets of AP; auto: the most objects in an image of val, "
+        "rounded up to hundreds",
     )

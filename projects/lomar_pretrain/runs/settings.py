@@ -17,13 +17,13 @@ _CROP_SCALE = pair(number("(0, 1]"), ascending=True)
 
 @dataclass(frozen=True, kw_only=True)
 class ImageData(Section):
-    """What both have."""
+    """Settings of both ``data`` sections."""
 
     max_bad_fraction: float = setting(
         0.05,
         number("[0, 1]"),
-        "unreadable images are listed in bad_images.txt; training replaces them, validation leaves "
-        "them out; a larger share of them ends the run, 0: any",
+        "a larger share of unreadable images ends the run; 0: the first one does. They are listed "
+        "in bad_images.txt; training replaces them, validation leaves them out",
     )
     num_workers: int = setting(8, whole(0), "processes that open images")
 
@@ -41,7 +41,7 @@ class PretrainData(ImageData):
     image_root: str | None = setting(
         None,
         TEXT | one_of(None),
-        "where the file names of a COCO file start; null: at the file's own folder",
+        "folder that the file names in a COCO file start from; null: that of the COCO file",
     )
     max_megapixels: float | None = setting(
         180, number("(0, inf)") | one_of(None), "larger images count as unreadable; null: no limit"
@@ -49,23 +49,23 @@ class PretrainData(ImageData):
     crop_scale: list[float] = setting(
         [0.2, 1.0],
         _CROP_SCALE,
-        "random crops of this share of the image's area, resized to model.img_size",
+        "smallest and largest share of the image's area in a crop, resized to model.img_size",
     )
     flip: bool = setting(
         False,
         FLAG,
-        "flip images at random; the paper's supplement only crops, the released code flips, too",
+        "flip images at random; the paper's supplement only crops, the released code also flips",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSettings(Section):
-    """kNN accuracy of the features during pretraining: more to see than a loss."""
+    """kNN accuracy of the features during pretraining."""
 
     path: str = setting("", TEXT, "folder of class folders with labelled images; empty: no probe")
-    epochs: float = setting(50, number("[0, inf)"), "epochs between measurements")
-    k: int = setting(20, whole(1), "nearest neighbours")
-    max_images: int = setting(2000, whole(1), "of a larger folder, so many images")
+    epochs: float = setting(50, number("[0, inf)"), "epochs between measurements; 0: no probe")
+    k: int = setting(20, whole(1), "number of nearest neighbours")
+    max_images: int = setting(2000, whole(1), "at most this many images of the folder")
     batch_size: int = setting(64, whole(1), "images in a forward pass")
 
 
@@ -75,15 +75,15 @@ class PretrainSettings(EpochSettings):
 
     epochs: float = setting(1600, number("(0, inf)"), "passes over the images")
     warmup_epochs: float = setting(
-        40, number("[0, inf)"), "the learning rate rises linearly so long, then falls as a cosine"
+        40, number("[0, inf)"), "epochs of linear warm-up; then the learning rate falls as a cosine"
     )
     base_lr: float = setting(
         1.5e-4, number("(0, inf)"), "the learning rate is base_lr * total_batch_size / 256"
     )
-    total_batch_size: int = setting(4096, whole(1), "images of a step, over all processes")
-    # 256 of 224x224 with 4 windows take 18.2 GiB (docs/performance.md): a card of 24 GB
+    total_batch_size: int = setting(4096, whole(1), "images per step, over all processes")
+    # 256 images of 224x224 with 4 windows take 18.2 GiB (docs/performance.md): a GPU of 24 GB.
     max_batch_per_gpu: int = setting(256, whole(1), "images in one forward pass of one process")
-    betas: list[float] = setting([0.9, 0.95], pair(number("[0, 1)")), "of AdamW")
+    betas: list[float] = setting([0.9, 0.95], pair(number("[0, 1)")), "betas of AdamW")
     checkpoint_epochs: float = setting(20, number("(0, inf)"), "epochs between checkpoints")
     milestone_epochs: float | None = setting(
         400,
@@ -91,7 +91,7 @@ class PretrainSettings(EpochSettings):
         "epochs between checkpoints that are never deleted; null: none",
     )
     picture_epochs: float = setting(
-        50, number("[0, inf)"), "epochs between sheets of reconstructions; 0: none"
+        50, number("[0, inf)"), "epochs between drawings of reconstructions; 0: none"
     )
     probe: ProbeSettings = subsection(ProbeSettings)
 
@@ -128,11 +128,11 @@ class FinetuneData(ImageData):
         "give a folder with train/CLASS/ and val/CLASS/, or one of class folders, which is split",
     )
     val_fraction: float = setting(
-        0.2, number("(0, 1)"), "of each class, kept for validation where there is no val/"
+        0.2, number("(0, 1)"), "share of each class kept for validation if there is no val/"
     )
     augmentation: AugmentationSettings = subsection(AugmentationSettings)
     crop_pct: float = setting(
-        0.875, number("(0, 1]"), "validation sees this share of the shorter side, in the middle"
+        0.875, number("(0, 1]"), "share of the shorter side in validation's centre crop"
     )
 
 
@@ -142,22 +142,27 @@ class FinetuneSettings(EpochSettings):
 
     max_batch_per_gpu: int = setting(128, whole(1), "images in one forward pass of one process")
     max_to_keep: int | None = setting(
-        1, whole(1) | one_of(None), "so many of the checkpoints stay; null: all"
+        1, whole(1) | one_of(None), "how many of the newest checkpoints stay; null: all"
     )
-    optimizer: str = setting("adamw", TEXT, "any of timm's; betas are those of the adam family")
+    optimizer: str = setting(
+        "adamw", TEXT, "name of an optimizer of timm; betas apply to the Adam family"
+    )
     layer_decay: float | None = setting(
         0.65,
         number("(0, 1]") | one_of(None),
-        "learning rate of a block over that of the next one; null: the same for all",
+        "learning rate of a block divided by that of the next block; null: the same for all",
     )
     mixup: float = setting(0.8, number("[0, inf)"), "alpha of mixup; 0: none")
     cutmix: float = setting(1.0, number("[0, inf)"), "alpha of cutmix; 0: none")
-    label_smoothing: float = setting(0.1, number("[0, 1)"), "share of the target for all classes")
+    label_smoothing: float = setting(
+        0.1, number("[0, 1)"), "share of the target that is spread over all classes"
+    )
     eval_epochs: float = setting(
-        1, number("[0, inf)"), "epochs between evaluations; 0: at the end alone"
+        1, number("[0, inf)"), "epochs between evaluations; 0: only at the end"
     )
     best_metric: str | None = setting(
         "classification/top1",
         TEXT | one_of(None),
-        "model_best.pth holds the weights with the highest; null: none",
+        "model_best.pth holds the weights with the highest value of this metric; null: no such "
+        "file",
     )
