@@ -1,4 +1,4 @@
-"""The engine of every run: `fit`, and what it adds to detectron2's trainer. It knows no stage."""
+"""The engine of every run: `fit` and its parts, on top of detectron2's trainer."""
 
 from ..compat import require_detectron2
 

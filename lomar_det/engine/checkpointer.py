@@ -1,4 +1,4 @@
-"""Checkpoints of runs: kept, found again, continued from."""
+"""The checkpoints of a run: writing them, finding the last one, resuming from it."""
 
 import logging
 import math
@@ -19,7 +19,7 @@ from .schedules import BY_THE_CLOCK
 
 logger = logging.getLogger(__name__)
 
-# What a run can be continued from; model_best.pth and model_final_ema.pth hold weights alone.
+# Files to resume from; model_best.pth and model_final_ema.pth hold weights alone.
 RESUMABLE = re.compile(r"model_(\d{7}(_milestone)?|final)\.pth")
 
 
@@ -27,7 +27,7 @@ class Checkpointer(DetectionCheckpointer):
     """detectron2's checkpointer with atomic writes and `load_plain`.
 
     Args:
-        meta: Plain data that every file says about itself, under ``meta``.
+        meta: Plain data about the model, which every file holds as ``meta``.
     """
 
     def __init__(self, model, save_dir: str = "", *, meta: dict | None = None, **kwargs: Any):
@@ -35,6 +35,7 @@ class Checkpointer(DetectionCheckpointer):
         self.meta = meta
 
     def save(self, name: str, **kwargs: Any) -> None:
+        """Writes ``name.pth``: the model, all that a resume needs, ``meta`` and ``kwargs``."""
         if not self.save_dir or not self.save_to_disk:
             return
         data = {"model": self.model.state_dict()}
@@ -47,21 +48,21 @@ class Checkpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(path.name)
 
     def resume(self, max_iter: int) -> int:
-        """Continues from the last checkpoint, everything included.
+        """Loads the last checkpoint into the model and the trainer.
 
-        A damaged one is passed over, with a warning, for the one before it.
+        A damaged checkpoint is skipped with a warning; the one before it is loaded.
 
         Args:
-            max_iter: Length of the run by today's config.
+            max_iter: Length of the run by the present config.
 
         Returns:
-            The iteration to go on with; ``max_iter`` if the run is finished.
+            The iteration to start with; ``max_iter`` if the run is finished.
 
         Raises:
-            UserError: there is no checkpoint, none that can be read, or it is of a run with other
-                settings; nothing has been written then.
+            UserError: there is no checkpoint, none can be read, or it is of a run with other
+                settings. Nothing has been written then.
         """
-        # One process decides, so that all continue from the same.
+        # One process chooses the file, so that all processes load the same one.
         path, data = self._last_good() if comm.is_main_process() else (None, None)
         path = comm.all_gather(path)[0]
         data = data or load_plain(path)
@@ -71,11 +72,11 @@ class Checkpointer(DetectionCheckpointer):
                 item.load_state_dict(data[key])
         except (UserError, KeyError, ValueError) as error:
             raise UserError(
-                f"--resume: {path} cannot be continued ({error}). With other settings, start "
+                f"--resume: {path} cannot be continued ({error}). To change settings, start "
                 "without --resume in another train.output_dir"
             ) from None
         if comm.is_main_process():
-            self.tag_last_checkpoint(Path(path).name)  # not the damaged one
+            self.tag_last_checkpoint(Path(path).name)  # the tag may name a damaged file
         start_iter = data["iteration"] + 1
         if start_iter > max_iter:
             raise UserError(
@@ -88,13 +89,16 @@ class Checkpointer(DetectionCheckpointer):
         return start_iter
 
     def _last_good(self) -> tuple[str, dict]:
-        """The file that ``last_checkpoint`` names, or else the newest one that can be read."""
+        """Path and content of the file that ``last_checkpoint`` names, else of the newest one.
+
+        Files that cannot be read are skipped.
+        """
         folder = Path(self.save_dir)
         files = [path for path in folder.glob("model_*.pth") if RESUMABLE.fullmatch(path.name)]
         if not files:
             raise UserError(
-                f"--resume: there is no checkpoint in {folder}; set train.output_dir to the run's, "
-                "or start without --resume"
+                f"--resume: there is no checkpoint in {folder}; set train.output_dir to the folder "
+                "of the run, or start without --resume"
             )
         problems = []
         tag = folder / "last_checkpoint"
@@ -105,7 +109,7 @@ class Checkpointer(DetectionCheckpointer):
             try:
                 data = load_plain(path)
                 if not {"model", "iteration", *self.checkpointables} <= set(data):
-                    raise UserError(f"{path} is no checkpoint of a run")
+                    raise UserError(f"{path} is not a checkpoint of a run")
             except UserError as error:
                 problems.append(str(error))
                 continue
@@ -115,27 +119,28 @@ class Checkpointer(DetectionCheckpointer):
         raise UserError(f"--resume: no checkpoint in {folder} can be read: " + "; ".join(problems))
 
     def _log_incompatible_keys(self, incompatible) -> None:
-        """A resumed run must get every tensor: a part at random would be silent."""
+        """Refuses a missing or unknown tensor, which fvcore would only log."""
         wrong = [key for key, *_ in incompatible.incorrect_shapes]
         wrong += [*incompatible.missing_keys, *incompatible.unexpected_keys]
         if wrong:
             raise UserError(
-                f"it is of another model: {len(wrong)} tensors differ, first {wrong[0]}"
+                f"it holds another model: {len(wrong)} tensors differ, first {wrong[0]}"
             )
 
     def save_iteration(self, iteration: int) -> None:
-        """A checkpoint to continue from, before all processes end."""
+        """Writes a checkpoint to resume from; called before the run is ended early."""
         self.save(f"model_{iteration:07d}", iteration=iteration)
-        comm.synchronize()  # the launcher ends all processes as soon as one has ended
+        comm.synchronize()  # the launcher ends all processes as soon as one ends
 
     def save_weights(self, name: str, model: nn.Module, meta: dict) -> None:
-        """A file for `train.init_checkpoint`, not for resuming: weights and plain data on them."""
+        """Writes weights and ``meta``: a file for ``train.init_checkpoint``, not for resuming."""
         if self.save_to_disk:
             path = Path(self.save_dir, f"{name}.pth")
             logger.info("Saving weights to %s", path)
             save_atomically({"model": model.state_dict(), "meta": (self.meta or {}) | meta}, path)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Writes the name of the last checkpoint to the file ``last_checkpoint``."""
         tag = Path(self.save_dir, "last_checkpoint")
         write_atomically(tag, lambda file: file.write(last_filename_basename.encode()))
 
@@ -144,35 +149,35 @@ class Checkpointer(DetectionCheckpointer):
 
 
 def _iteration(path: Path) -> int:
-    """A checkpoint's iteration, read without its tensors; -1 where it is damaged."""
+    """The iteration of a checkpoint, read without its tensors; -1 if the file is damaged."""
     try:
         return torch.load(path, mmap=True, weights_only=True)["iteration"]
-    except Exception:  # whatever a damaged file can fail with
+    except Exception:  # a damaged file can raise anything
         return -1
 
 
 class BestModel:
     """Keeps ``model_best.pth``: the evaluated weights with the highest value of a metric so far.
 
-    Unlike with detectron2's `BestCheckpointer`, the value so far survives a resume, as it is in the
-    file, and the file is never taken for the one to resume from.
+    Two things differ from detectron2's `BestCheckpointer`. The file holds the best value, so the
+    value survives a resume. And no run resumes from this file.
 
     Args:
         checkpointer: Writes the file.
-        metric: Its name as in ``metrics.json``, such as ``bbox/AP``; None or "" keeps nothing.
+        metric: Name as in ``metrics.json``, such as ``bbox/AP``; None or "" writes no file.
     """
 
     def __init__(self, checkpointer: Checkpointer, metric: str | None):
         self.checkpointer, self.metric = checkpointer, metric
 
     def update(self, results: dict, model: nn.Module, iterations: int) -> None:
-        """Looks at the results of an evaluation of ``model``, after so many iterations."""
+        """Keeps ``model``, evaluated after ``iterations``, if its results are the best so far."""
         if not self.metric or not results or not comm.is_main_process():
             return
         values = flatten_results_dict(results)
         if self.metric not in values:
             logger.warning(
-                "no model_best.pth: best_metric=%s, but the evaluation gives %s",
+                "model_best.pth is not written: best_metric=%s is none of the results: %s",
                 self.metric,
                 ", ".join(values),
             )
@@ -190,21 +195,21 @@ class BestModel:
             return None
         try:
             meta = torch.load(path, mmap=True, weights_only=True)["meta"]
-        except Exception as error:  # whatever a damaged file can fail with
+        except Exception as error:  # a damaged file can raise anything
             logger.warning("%s cannot be read and will be replaced: %s", path, error)
             return None
         return meta["value"] if meta["metric"] == self.metric else None
 
 
 def check_output_dir(settings: RunSettings, resume: bool) -> bool:
-    """Keeps a run that is started anew from overwriting another's results.
+    """Refuses an output folder that holds another run, unless it is resumed or overwritten.
 
-    With ``--resume`` and nothing to resume from, the run starts at its beginning, with a warning,
-    as everywhere in detectron2: the script of a job that is requeued can always pass it.
+    With ``--resume`` and no checkpoint, the run starts at its beginning, with a warning, as in
+    detectron2. So the script of a job that may be requeued can always pass ``--resume``.
 
     Args:
         settings: The ``train`` section: ``output_dir`` and ``overwrite``.
-        resume: Continue the run that is there.
+        resume: Continue the run in the folder.
 
     Returns:
         Whether there is a run to continue, the same in all processes.
@@ -232,7 +237,7 @@ def check_output_dir(settings: RunSettings, resume: bool) -> bool:
 
 
 def delete_old_run(settings: RunSettings) -> None:
-    """What ``train.overwrite`` asks for, once everything else is known to be right."""
+    """Deletes an earlier run's files if ``train.overwrite`` is set; called after all checks."""
     if settings.overwrite and comm.is_main_process():
         for path in _files_of_a_run(settings.output_dir):
             logger.info("train.overwrite: deleting %s", path)
@@ -240,7 +245,7 @@ def delete_old_run(settings: RunSettings) -> None:
 
 
 def _files_of_a_run(folder: str | Path) -> list[Path]:
-    """What would mix with the next run's."""
+    """The files of a run in a folder, which would mix with those of the next run."""
     names = r"model_(\d{7}(_milestone)?|final(_ema)?|best)\.pth|backbone_final\..*|last_checkpoint"
     names += r"|metrics\.json|wandb_run\.txt|events\.out\.tfevents\..*"
     return [path for path in sorted(Path(folder).iterdir()) if re.fullmatch(names, path.name)]

@@ -1,4 +1,4 @@
-"""torch.compile for the part of a model that is worth it: its transformer blocks."""
+"""torch.compile for the transformer blocks of a model."""
 
 import warnings
 from collections.abc import Callable
@@ -8,25 +8,25 @@ from torch import nn
 from ..layers import Block
 
 # A model at one image size needs one graph for window and one for global attention, each for
-# training and for evaluation, and as many again once a last batch is smaller. Above the limit
-# dynamo runs a block eagerly. The limit is set here because some libraries change it when they are
-# imported: timm.optim raises it to a million, and a run would then compile for hours.
+# training and for evaluation. A smaller last batch doubles that. Above the limit dynamo runs a
+# block eagerly. The limit is set here because some libraries change it when they are imported:
+# timm.optim raises it to a million, and a run would then compile for hours.
 RECOMPILE_LIMIT = 16
 
 
 def compile_blocks(model: nn.Module, backend: str | Callable = "inductor") -> int:
     """Compiles every transformer block in place, and returns how many there are.
 
-    Regional compilation: equal blocks share one compiled graph, so a user waits for one block and
-    not for the whole model, and names in the state dict stay what they are. Compilation happens at
-    the first step.
+    This is regional compilation: equal blocks share one compiled graph, so a user waits for one
+    block and not for the whole model. Names in the state dict stay the same. Compilation happens
+    at the first step.
 
     Args:
         model: Any model that contains `Block`.
         backend: As for `torch.compile`.
     """
     _set_recompile_limit(RECOMPILE_LIMIT)
-    # The index tables are cached for eager calls; in a graph they are constants.
+    # dynamo warns of the cache of the index tables; in a graph these tables are constants.
     warnings.filterwarnings("ignore", message=".*functools.lru_cache.*")
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     for block in blocks:

@@ -39,17 +39,17 @@ def autocast(device: torch.device, dtype: torch.dtype):
 
 
 def autocast_as_set(settings: RunSettings):
-    """Autocast to what ``device`` and ``precision`` of a ``train`` section say."""
+    """Autocast as ``device`` and ``precision`` of a ``train`` section ask for."""
     device = pick_device(settings.device)
     return autocast(device, resolve_precision(settings.precision, device))
 
 
 def pick_device(name: str = "auto", setting: str = "train.device") -> torch.device:
-    """``auto`` is this process's GPU where there is one, else the CPU.
+    """The device of a name; ``auto`` is this process's GPU if there is one, else the CPU.
 
     Args:
         name: ``auto``, ``cuda``, ``cuda:1`` or ``cpu``.
-        setting: Where the name comes from, for the message.
+        setting: Setting or option that holds the name, for the message.
 
     Raises:
         UserError: a GPU was asked for and there is none.

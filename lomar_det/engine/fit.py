@@ -1,4 +1,4 @@
-"""`fit`: how every run trains, from weights to the last checkpoint."""
+"""`fit` trains a model, from its initial weights to the last checkpoint."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from .trainer import build_trainer
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a run has made.
+    """The outcome of a run.
 
     Attributes:
-        model: To evaluate and to hand on: with averaged weights, if the run keeps them.
-        results: Of the last evaluation.
-        iterations: Done in all, those before a resume included.
-        trained: False if the run was finished before.
+        model: The trained model, with averaged weights if the run keeps them.
+        results: Metrics of the last evaluation.
+        iterations: Iterations of the whole run, including those before a resume.
+        trained: False if the run was already finished.
     """
 
     model: nn.Module
@@ -52,19 +52,19 @@ def fit(
 
     Args:
         run: The run, set up.
-        plan: How long it is, and what happens when.
-        model: With the weights that it starts from, on the run's device.
-        optimizer: Over its parameters.
-        make_loader: Called with ``start_iter`` and ``accumulation_steps``; an endless loader of
-            training batches that begins there.
+        plan: How long the run is, and when it evaluates and saves.
+        model: The model with its initial weights, on the run's device.
+        optimizer: The optimizer of its parameters.
+        make_loader: Called with ``start_iter`` and ``accumulation_steps``; returns an endless
+            loader of training batches that begins at ``start_iter``.
         save_config: Writes the config into the output folder.
         compute_losses: ``(model, batch) -> {name: loss}``; calls the model by default.
         evaluate: ``model -> {task: {metric: value}}``.
-        hooks: The stage's own. They run after the checkpoint and before the metrics are written.
-        meta: Plain data that every checkpoint says about itself.
+        hooks: Hooks of the stage. They run after the checkpoint and before metrics are written.
+        meta: Plain data that every checkpoint holds as ``meta``.
 
     Raises:
-        UserError: what a user can mend; the run's checkpoints are whole.
+        UserError: the user can mend the cause; the checkpoints written so far are intact.
     """
     trainer = build_trainer(run, model, optimizer, compute_losses)
     checkpointer = Checkpointer(trainer.model, str(run.output_dir), meta=meta, trainer=trainer)
@@ -77,7 +77,7 @@ def fit(
         try:
             results.update(evaluate(trainer.eval_model))
         except UserError:
-            if iterations < trainer.max_iter:  # else there is a model_final.pth
+            if iterations < trainer.max_iter:  # after the last step there is a model_final.pth
                 checkpointer.save_iteration(trainer.iter)
             raise
         best.update(results, trainer.eval_model, iterations)
@@ -91,7 +91,7 @@ def fit(
     max_iter = start_iter if clock is not None and clock.is_over else plan.max_iter
     if start_iter == max_iter:
         trainer.max_iter = max_iter
-        if evaluate:  # it may have been killed in its last evaluation
+        if evaluate:  # the run may have been killed during its last evaluation
             evaluate_and_keep()
         return Fitted(trainer.eval_model, results, max_iter, trained=False)
     trainer.data_loader = make_loader(

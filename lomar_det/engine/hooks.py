@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 class SeedEachStep(HookBase):
-    """Step i draws from a generator seeded with (seed, i, rank).
+    """Seeds the global generators before step i with (seed, i, rank).
 
-    So a resumed run needs no generator states: proposals and stochastic depth of a step are the
-    same wherever the run was started.
+    A resumed run therefore needs no generator states: proposals and stochastic depth of a step do
+    not depend on where the run was started.
     """
 
     def __init__(self, seed: int):
@@ -39,8 +39,8 @@ class SeedEachStep(HookBase):
 class Throughput(HookBase):
     """Images per second and the share of time spent waiting for data, over the last steps.
 
-    As the metrics ``img_per_s`` and ``data_wait``. Means: a loader that cannot keep up stalls every
-    few steps, and a median would hide that.
+    The metrics are ``img_per_s`` and ``data_wait``. They are means: a loader that cannot keep up
+    stalls every few steps, and a median would hide that.
 
     Args:
         total_batch_size: Images per step.
@@ -64,17 +64,16 @@ class Throughput(HookBase):
 
 
 class SaveCheckpoints(HookBase):
-    """Checkpoints every so many iterations; the last few stay, and all milestones.
+    """Writes checkpoints periodically; keeps the newest ones and all milestones.
 
-    Unlike detectron2's `PeriodicCheckpointer` it also deletes what was written before a resume or
-    at a signal, and counts what is there instead of what it wrote.
+    Unlike detectron2's `PeriodicCheckpointer`, the hook counts the files in the folder and not
+    those that it wrote. So it also deletes checkpoints from before a resume or from a signal.
 
     Args:
-        checkpointer: Writes them; in the main process alone, as this hook deletes.
+        checkpointer: Writes the files. Only the main process may have this hook: it deletes files.
         period: Iterations between checkpoints.
-        max_to_keep: How many stay, besides milestones and the last one, ``model_final.pth``; None
-            for all.
-        milestone_period: Every so many iterations one is written that stays for ever.
+        max_to_keep: How many stay, besides milestones and ``model_final.pth``; None keeps all.
+        milestone_period: Iterations between checkpoints that are never deleted.
     """
 
     def __init__(
@@ -89,7 +88,7 @@ class SaveCheckpoints(HookBase):
 
     def before_train(self) -> None:
         for path in Path(self.checkpointer.save_dir).glob("model_*.pth.tmp"):
-            path.unlink()  # of a run that was killed while it wrote
+            path.unlink()  # a run was killed while it wrote this file
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -104,7 +103,7 @@ class SaveCheckpoints(HookBase):
         elif not self.period or done % self.period:
             return
         self.checkpointer.save(name, iteration=self.trainer.iter)
-        # By time of writing: after going back to an earlier one, the numbers run back as well.
+        # Sorted by time: a run that resumes from an earlier checkpoint writes smaller numbers.
         numbered = Path(self.checkpointer.save_dir).glob("model_" + "[0-9]" * 7 + ".pth")
         old = sorted(numbered, key=lambda path: (path.stat().st_mtime_ns, path.name))
         for path in old[: -self.max_to_keep] if self.max_to_keep else []:
@@ -116,7 +115,7 @@ class StopOnDivergence(HookBase):
 
     Args:
         checkpointer: Knows the last good checkpoint.
-        max_skipped_steps: So many are forgiven.
+        max_skipped_steps: Skipped steps in a row that do not end the run.
     """
 
     def __init__(self, checkpointer: Checkpointer, max_skipped_steps: int):
@@ -131,20 +130,21 @@ class StopOnDivergence(HookBase):
             f"training diverged: {skipped} steps in a row, up to iteration {self.trainer.iter}, "
             "had a loss or gradient that is not finite (train.max_skipped_steps="
             f"{self.max_skipped_steps}). None of them changed the weights. Last good checkpoint: "
-            f"{last}; go on from it with --resume, with a lower learning rate, "
-            "train.clip_grad_norm=1 or train.precision=bf16 or fp32"
+            f"{last}. Continue from it with --resume and a lower learning rate, "
+            "train.clip_grad_norm=1, or train.precision=bf16 or fp32"
         )
 
 
 class StopOnSignal(HookBase):
-    """SIGTERM, SIGUSR1, SIGHUP and Ctrl-C write a checkpoint after this step and end the run.
+    """At SIGTERM, SIGUSR1, SIGHUP or Ctrl-C: finishes the step, writes a checkpoint, ends the run.
 
-    So a scheduler's warning before it kills (SLURM's ``--signal``, torchrun, Kubernetes) costs no
-    work, and neither does a lost connection; after ``nohup`` the run goes on. The exit code is 128
-    plus the signal's number: 143 for SIGTERM, 138 for SIGUSR1, 129 for SIGHUP, 130 for Ctrl-C;
-    torchrun turns all but 0 into its own 1. A run that gets a signal in its last step ends as
-    usual. A second Ctrl-C ends at once, without a checkpoint. Several processes compare notes every
-    ten steps: it is enough that one of them gets the signal.
+    So no work is lost when a scheduler warns before it kills a job (SLURM's ``--signal``, torchrun,
+    Kubernetes) or when a connection breaks. A run under ``nohup`` ignores SIGHUP and goes on.
+
+    The exit code is 128 plus the signal's number: 143 for SIGTERM, 138 for SIGUSR1, 129 for SIGHUP,
+    130 for Ctrl-C. torchrun turns all of them into 1. A run that gets a signal in its last step
+    ends as usual. A second Ctrl-C ends the run at once, without a checkpoint. One of several
+    processes must get the signal; every ten steps they ask each other.
     """
 
     def __init__(self, checkpointer):
@@ -163,7 +163,7 @@ class StopOnSignal(HookBase):
 
     @staticmethod
     def signals() -> list[signal.Signals]:
-        """Those that end a run; without SIGHUP where ``nohup`` has it ignored."""
+        """The signals that end a run; under ``nohup``, SIGHUP is none of them."""
         numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT]
         if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
             numbers.remove(signal.SIGHUP)
@@ -188,7 +188,7 @@ class StopOnSignal(HookBase):
             raise SystemExit(128 + number)
 
     def _agreed_signal(self) -> int | None:
-        """The signal that any process received; processes compare notes every ten steps."""
+        """The signal that any process received; the processes ask each other every ten steps."""
         if comm.get_world_size() == 1:
             return self.received
         if self.trainer.iter % 10:
@@ -198,16 +198,15 @@ class StopOnSignal(HookBase):
 
 
 class Clock(HookBase):
-    """Ends a run after so many minutes of training; its learning rate follows the share of them.
+    """Ends a run after some minutes of training; the learning rate follows the share of time used.
 
-    Time counts from the beginning of a step to its end, waiting for data included. Evaluation,
-    checkpoints and drawings do not count, so that runs of equal minutes have trained equally long
-    whatever they measure besides. The time used is part of the checkpoint. Of several processes the
-    main one has the clock.
+    Time counts from the beginning of a step to its end, including the wait for data. Evaluation,
+    checkpoints and drawings do not count: runs of equal minutes train equally long, whatever else
+    they do. The checkpoint holds the time used. Of several processes, the main one has the clock.
 
     Args:
         minutes: The length of the run.
-        schedule: Factor of the learning rates over the share of it.
+        schedule: Factor of the learning rates over the share of time used.
     """
 
     def __init__(self, minutes: float, schedule: ParamScheduler):
@@ -218,7 +217,7 @@ class Clock(HookBase):
 
     @property
     def is_over(self) -> bool:
-        """Whether the run that is continued had used its time; more minutes let it go on."""
+        """Whether a resumed run has used all its minutes; a higher limit lets it go on."""
         return self.is_last_step and self.seconds >= self.limit
 
     def before_train(self) -> None:
@@ -258,14 +257,14 @@ def standard_hooks(
     clock: Clock | None = None,
     others: Sequence[HookBase] = (),
 ) -> list[HookBase | None]:
-    """What every training run does besides its steps, in the order in which it must happen.
+    """The hooks of every training run, in the order in which they must run.
 
     Args:
         run: The run.
         plan: How long it is, and how often it saves.
         checkpointer: Saves periodically, and when a signal ends the run.
-        clock: Of a run whose length is in minutes.
-        others: Run after the checkpoint and before the writers, which report their results.
+        clock: For a run whose length is in minutes.
+        others: Hooks that run after the checkpoint and before the writers, which report metrics.
     """
     is_main, settings = comm.is_main_process(), run.settings
     save = SaveCheckpoints(

@@ -1,4 +1,4 @@
-"""What every tool does around its work: arguments, devices, processes, one-line errors."""
+"""What all tools share: arguments, processes, devices, one-line errors."""
 
 import argparse
 import logging
@@ -47,10 +47,11 @@ def run_tool(main: Callable, args: argparse.Namespace) -> None:
     """Runs ``main(args)`` in one or several processes.
 
     Under torchrun (``RANK`` and ``WORLD_SIZE`` are set) this process is one of the group;
-    otherwise ``--num-gpus`` processes are started. A `UserError` or a full disk becomes one line
-    and exit code 2, Ctrl-C exit code 130; see `StopOnSignal` for signals during training.
+    otherwise ``--num-gpus`` processes are started. A `UserError` or a full disk gives one line and
+    exit code 2. Ctrl-C gives exit code 130. `StopOnSignal` handles signals during training.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # the tools' imports are over
+    # Tools set SIG_DFL during their imports.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         if "RANK" in os.environ and _variable("WORLD_SIZE", "1") > 1:
             _guarded(lambda args: (_join_torchrun(args), main(args)), args)
@@ -66,7 +67,7 @@ def run_tool(main: Callable, args: argparse.Namespace) -> None:
 
 
 def report_error(error: UserError) -> int:
-    """Prints a user's error as one line; set LOMAR_DEBUG=1 to see where it came from."""
+    """Prints a user's error as one line, or raises it if LOMAR_DEBUG is set; the exit code."""
     if os.environ.get("LOMAR_DEBUG"):
         raise error
     print(f"error: {user_message(error)}", file=sys.stderr)
@@ -74,10 +75,10 @@ def report_error(error: UserError) -> int:
 
 
 def _start_processes(main: Callable, args: argparse.Namespace) -> None:
-    """One process per GPU (or, without any, on the CPU); ends with the exit code of the first."""
+    """Starts ``--num-gpus`` processes, on the CPU without GPUs; exits as the first that fails."""
     if torch.cuda.is_available() and args.num_gpus > torch.cuda.device_count():
         raise UserError(
-            f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()}"
+            f"--num-gpus {args.num_gpus}, but this machine has {torch.cuda.device_count()} GPU(s)"
         )
     if not torch.cuda.is_available():
         print(f"no GPU here: {args.num_gpus} processes on the CPU", file=sys.stderr)
@@ -102,8 +103,8 @@ def _start_processes(main: Callable, args: argparse.Namespace) -> None:
 
 
 def _guarded(main: Callable, args: argparse.Namespace) -> None:
-    """Errors as one line; one that all of several processes meet is printed once."""
-    logging.raiseExceptions = False  # a log.txt on a full disk would print a traceback a line
+    """Runs ``main`` with errors as one line; an error that all processes meet is printed once."""
+    logging.raiseExceptions = False  # on a full disk, every log line would print a traceback
     try:
         main(args)
     except Exception as error:
@@ -112,7 +113,8 @@ def _guarded(main: Callable, args: argparse.Namespace) -> None:
             raise
         rank = os.environ.get("RANK", "")
         if (int(rank) if rank.isdecimal() else comm.get_rank()) > 0:
-            time.sleep(5)  # if the main process met it too, all are ended before this one prints
+            # If the main process meets the same error, it ends this process before it prints.
+            time.sleep(5)
         sys.exit(report_error(user_error))
 
 
@@ -122,7 +124,7 @@ def _join_torchrun(args: argparse.Namespace) -> None:
     if args.num_gpus * args.num_machines > 1:
         raise UserError(
             f"torchrun has started {environment['WORLD_SIZE']} processes already (RANK and "
-            "WORLD_SIZE are set): leave out --num-gpus and --num-machines, or start without it"
+            "WORLD_SIZE are set): leave out --num-gpus and --num-machines, or torchrun"
         )
     needed = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in needed if not environment.get(name)]
@@ -137,14 +139,14 @@ def _join_torchrun(args: argparse.Namespace) -> None:
         local_size = _variable("LOCAL_WORLD_SIZE")
     use_cuda, num_gpus = torch.cuda.is_available(), torch.cuda.device_count()
     problems = {
-        f"RANK={rank} is none of the WORLD_SIZE={world_size} processes from 0": rank >= world_size,
-        f"LOCAL_WORLD_SIZE={local_size} on every machine does not make WORLD_SIZE={world_size}": (
+        f"RANK={rank} must be less than WORLD_SIZE={world_size}": rank >= world_size,
+        f"LOCAL_WORLD_SIZE={local_size} must divide WORLD_SIZE={world_size}": (
             local_size < 1 or world_size % local_size > 0
         ),
-        f"LOCAL_RANK={local_rank} is none of the {local_size} processes from 0": (
+        f"LOCAL_RANK={local_rank} must be less than the {local_size} processes of a machine": (
             local_rank >= local_size
         ),
-        # schedulers may show every process a single GPU of its own
+        # Schedulers may show every process a single GPU of its own.
         f"LOCAL_RANK={local_rank}, but this machine has {num_gpus} GPUs": (
             1 < num_gpus <= local_rank
         ),
@@ -152,7 +154,7 @@ def _join_torchrun(args: argparse.Namespace) -> None:
     }
     for problem, there in problems.items():
         if there:
-            raise UserError(f"{problem}: torchrun sets these variables; without it, unset them")
+            raise UserError(f"{problem}: start with torchrun, or unset these variables")
     if use_cuda:
         torch.cuda.set_device(local_rank if num_gpus > 1 else 0)
     torch.distributed.init_process_group("nccl" if use_cuda else "gloo", timeout=DEFAULT_TIMEOUT)
@@ -164,11 +166,11 @@ def _join_torchrun(args: argparse.Namespace) -> None:
 
 
 def _variable(name: str, default: str = "") -> int:
-    """A number that torchrun gives in the environment."""
+    """The number in an environment variable that torchrun sets."""
     text = os.environ.get(name, default)
     if not text.isdecimal():
         raise UserError(
-            f"the environment variable {name}={text!r} is no whole number from 0: torchrun sets it "
-            "in every process; without torchrun, unset RANK and WORLD_SIZE"
+            f"the environment variable {name}={text!r} must be a whole number of at least 0: start "
+            "with torchrun, which sets it, or unset RANK and WORLD_SIZE"
         )
     return int(text)

@@ -1,4 +1,4 @@
-"""How long a run is, and its learning rate: compositions of fvcore's schedules."""
+"""The length of a run and its learning rate schedule, composed of fvcore's schedules."""
 
 import logging
 import math
@@ -18,7 +18,7 @@ from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Iterations of a run that ``train.max_minutes`` ends; `Clock` knows the last one when it comes.
+# Stands for the length of a run that ``train.max_minutes`` ends; `Clock` finds the last iteration.
 BY_THE_CLOCK = 10**12
 
 
@@ -31,7 +31,7 @@ class Plan:
         schedule: Factor of the learning rates over the share of the run.
         checkpoint_period, milestone_period, eval_period: Iterations between them; None or 0: never.
         max_to_keep: Checkpoints that stay, besides milestones and the last one; None: all.
-        best_metric: The weights with the highest are kept; None: none.
+        best_metric: The metric that chooses the weights to keep; None: none are kept.
         iters_per_epoch: Iterations of one pass over the images.
     """
 
@@ -51,11 +51,11 @@ class Plan:
 
 
 def check_warmup(settings: EpochSettings) -> None:
-    """Refuses a warm-up that is longer than the run."""
+    """Refuses a warm-up that is not shorter than the run."""
     if settings.warmup_epochs >= settings.epochs:
         raise UserError(
-            f"train.warmup_epochs={settings.warmup_epochs} does not fit into "
-            f"train.epochs={settings.epochs}: it must be less than that"
+            f"train.warmup_epochs={settings.warmup_epochs} must be less than "
+            f"train.epochs={settings.epochs}"
         )
 
 
@@ -65,12 +65,12 @@ def plan_epochs(
     eval_epochs: float = 0,
     best_metric: str | None = None,
 ) -> tuple[Plan, float]:
-    """Iterations and learning rate from epochs, batch and number of images; the log shows how.
+    """Computes iterations and learning rate from epochs, batch and number of images; logs both.
 
-    With ``train.max_minutes`` the epochs give the share of the warm-up alone.
+    With ``train.max_minutes``, ``train.epochs`` only decides the share of the warm-up.
 
     Returns:
-        The plan, and the learning rate at its highest.
+        The plan, and the peak learning rate.
     """
     batch = settings.total_batch_size
     iters_per_epoch = max(1, num_images // batch)
@@ -103,16 +103,16 @@ def plan_epochs(
 def count_iterations(
     settings: DetectionSettings, batch: int, num_images: int | None, lr: float
 ) -> int | None:
-    """The length of a run, None if ``train.max_minutes`` decides it; the log shows how.
+    """Computes the iterations of a detector's run and logs how; None with ``train.max_minutes``.
 
     Raises:
-        UserError: nothing says how long it shall be.
+        UserError: no setting gives the length of the run.
     """
     epochs, max_iter, usual = settings.epochs, settings.max_iter, settings.lr_batch_size
     if usual not in (None, batch):
         logger.warning(
-            "the learning rate %g is meant for batch %d, this run has %d; scaled linearly it would "
-            "be %g (optimizer.lr)",
+            "optimizer.lr=%g is meant for batch %d, but this run has batch %d. Scaled linearly, it "
+            "would be %g",
             lr,
             usual,
             batch,
@@ -163,11 +163,13 @@ def step_schedule(
 
     Args:
         max_iter: Length of the run; None where ``train.max_minutes`` decides it.
-        warmup_iters: Linear warm-up; shortened to a tenth of a run that is shorter than ten times.
-            Of a run by the clock it is a tenth, if it is not 0.
-        milestones: As shares of the run.
+        warmup_iters: Iterations of linear warm-up, at most a tenth of the run. A run by the clock
+            warms up for a tenth of its minutes, or not at all if this is 0.
+        milestones: Shares of the run.
+        gamma: Factor of the learning rate at each milestone.
+        warmup_factor: Factor of the learning rate at the first iteration.
     """
-    # In fine units of the whole run: fvcore refuses milestones of a run of few iterations.
+    # Milestones in billionths of the run: fvcore refuses them in iterations if those are few.
     units = 10**9
     steps = [round(milestone * units) for milestone in milestones]
     values = [gamma**i for i in range(len(steps) + 1)]

@@ -27,14 +27,14 @@ _LOGGERS = {"detectron2": "d2", "fvcore": "fvcore", "lomar_det": "lomar", "lomar
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has its folder, its log and its device.
+    """A run whose output folder, log and device are set up.
 
     Attributes:
         settings: The ``train`` section of its config.
         device, dtype: Where and how it computes.
         total_batch_size: Images of a step over all processes; 0 if nothing is trained.
         accumulation_steps: Forward passes of a step.
-        resume: There is a run in the folder, and this one continues it.
+        resume: The run continues the one in its output folder.
     """
 
     settings: RunSettings
@@ -46,17 +46,19 @@ class Run:
 
     @property
     def output_dir(self) -> Path:
+        """The folder ``train.output_dir``."""
         return Path(self.settings.output_dir)
 
 
 def setup_run(settings: RunSettings, total_batch_size: int = 0, resume: bool = False) -> Run:
-    """Output folder, loggers (terminal and ``log.txt``), device; what the run is, in the log.
+    """Sets up output folder, loggers (terminal and ``log.txt``), device and split of the batch.
 
-    detectron2's ``default_setup`` prints some hundred lines; these are the ones people look for.
+    The log begins with command, machine and output folder. detectron2's ``default_setup`` would
+    print some hundred lines.
 
     Args:
         settings: The ``train`` section.
-        total_batch_size: Of a run that trains.
+        total_batch_size: Images per step; 0 if nothing is trained.
         resume: Continue the run in the output folder, if there is one.
 
     Raises:
@@ -95,7 +97,7 @@ def _start_loggers(output_dir: Path) -> None:
         _close_handlers(logging.getLogger(name))  # of an earlier run in this process
         log = setup_logger(str(output_dir), comm.get_rank(), name=name, abbrev_name=abbreviation)
         for handler in log.handlers:
-            if isinstance(handler.stream, io.TextIOWrapper):  # file names may be of other encodings
+            if isinstance(handler.stream, io.TextIOWrapper):  # file names may have other encodings
                 handler.stream.reconfigure(errors="backslashreplace")
 
 
@@ -103,11 +105,11 @@ def _close_handlers(logger: logging.Logger) -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-    setup_logger.cache_clear()  # it would otherwise remember that they are there
+    setup_logger.cache_clear()  # it remembers loggers that have handlers
 
 
 def save_config(cfg: DictConfig, output_dir: str | Path, name: str = "config.yaml") -> None:
-    """The full config in the output folder; called once everything in it is known to be right."""
+    """Writes the full config into the output folder; called after all checks."""
     if comm.is_main_process():
-        # LazyConfig.save writes names into a copy, which must be writable
+        # LazyConfig.save assigns into a copy, which is frozen if the config is.
         LazyConfig.save(thawed(cfg), str(Path(output_dir, name)))

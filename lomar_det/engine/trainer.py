@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def wrap_ddp(model: nn.Module, options: dict, device: torch.device) -> nn.Module:
-    """DistributedDataParallel with ``train.ddp``'s options where there are several processes."""
+    """Wraps a model in DistributedDataParallel with ``options`` if there are several processes."""
     # Not the local rank: schedulers may show every process a single GPU of its own.
     devices = None if device.type == "cpu" else [torch.cuda.current_device()]
     return create_ddp_model(model, **options, device_ids=devices)
@@ -42,9 +42,9 @@ def build_trainer(
     optimizer: torch.optim.Optimizer,
     compute_losses: Callable[[nn.Module, Any], dict[str, Tensor]] | None = None,
 ) -> "Trainer":
-    """The trainer that a run's settings ask for; its loader comes later.
+    """Builds the trainer that a run's settings ask for; the caller sets its loader later.
 
-    The model has the weights that it starts from: averaging (``ema_decay``) begins with them.
+    The model must have its initial weights: averaging (``ema_decay``) begins with them.
     """
     settings = run.settings
     if settings.compile:
@@ -72,9 +72,9 @@ class Trainer(SimpleTrainer):
     and average stay as they are, and `skipped_in_a_row` counts it. The hook `StopOnDivergence` ends
     the run when there are too many.
 
-    The host reads the outcome of a step before it updates the weights. With an optimizer that can
-    skip a step on the device (``torch.optim.AdamW(..., fused=True)``), and neither an average nor
-    fp16, it does not wait: outcomes are read one step later, while the device computes.
+    The host reads the outcome of a step before it updates the weights. It need not wait if the
+    optimizer can skip a step on the device (``torch.optim.AdamW(..., fused=True)``) and there is
+    neither an average nor fp16. Then it reads outcomes one step later, while the device computes.
 
     Args:
         model: The model, or its DistributedDataParallel wrapper.
@@ -88,8 +88,8 @@ class Trainer(SimpleTrainer):
         ema_decay: Keeps an exponential moving average of the weights, in `ema`; None for none. The
             decay rises to this limit as 1 - (1 + iteration) ** -0.75, so that the average of a
             short run is not its initial weights.
-        gather_metric_period: Losses are in the storage at the latest one iteration later, and at
-            once every so many iterations: the period of the writers.
+        gather_metric_period: The period of the writers. Losses may reach the storage one iteration
+            late, but not in the iterations in which the writers read it.
     """
 
     def __init__(
@@ -118,8 +118,8 @@ class Trainer(SimpleTrainer):
                 self._plain_model, decay=ema_decay, use_warmup=True, warmup_power=0.75
             )
         self.skipped_in_a_row = 0
-        self.unreadable: list[Unreadable] = []  # a hook takes them out
-        self.checkpointer: Checkpointer | None = None  # for hooks that end a run
+        self.unreadable: list[Unreadable] = []  # a hook empties the list
+        self.checkpointer: Checkpointer | None = None  # hooks that end a run save with it
         self._unread: deque[_Outcome] = deque()
 
     @property
@@ -129,7 +129,7 @@ class Trainer(SimpleTrainer):
 
     @property
     def eval_model(self) -> nn.Module:
-        """What to evaluate and to hand on: the averaged weights if there are any."""
+        """The model to evaluate and to save: the averaged weights if there are any."""
         return self._plain_model if self.ema is None else self.ema.module
 
     @property
@@ -138,7 +138,7 @@ class Trainer(SimpleTrainer):
         return fused and self.ema is None and not self.grad_scaler.is_enabled()
 
     def train(self, start_iter: int, max_iter: int) -> None:
-        """detectron2's loop, but a hook may bring its end forward by lowering `max_iter`."""
+        """detectron2's loop; a hook may end it earlier by lowering `max_iter`."""
         logger.info("Starting training from iteration %d", start_iter)
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
@@ -162,9 +162,9 @@ class Trainer(SimpleTrainer):
             self._step()
         except torch.OutOfMemoryError:
             raise UserError(
-                f"the GPU's memory is too small for these settings (iteration {self.iter}): lower "
-                "train.max_batch_per_gpu, or raise train.accumulation_steps where it is a number; "
-                "the batch stays the same"
+                f"the GPU has too little memory for these settings (iteration {self.iter}): lower "
+                "train.max_batch_per_gpu, or raise train.accumulation_steps if it is a number. The "
+                "batch stays the same"
             ) from None
 
     def _step(self) -> None:
@@ -188,7 +188,7 @@ class Trainer(SimpleTrainer):
             self._read(self._unread.popleft())
 
     def _forward_backward(self) -> tuple[dict[str, Tensor], float]:
-        """Gradients of one step; its losses, and the seconds spent waiting for data."""
+        """Computes the gradients of a step; returns losses and seconds of waiting for data."""
         data_time, totals = 0.0, {}
         for step in range(self.accumulation_steps):
             start = time.perf_counter()
@@ -201,7 +201,7 @@ class Trainer(SimpleTrainer):
                 try:
                     with autocast(self.device, self.dtype):
                         losses = self.compute_losses(self.model, batch)
-                except FloatingPointError as error:  # detectron2's proposals
+                except FloatingPointError as error:  # from detectron2's proposals
                     losses = self._nan_losses(error)
                 total = sum(losses.values()) / self.accumulation_steps
                 self.grad_scaler.scale(total).backward()
@@ -210,10 +210,10 @@ class Trainer(SimpleTrainer):
         return totals, data_time
 
     def _nan_losses(self, error: FloatingPointError) -> dict[str, Tensor]:
-        """In place of a forward pass that gave up on infinite values: the step will be skipped."""
+        """Losses of a forward pass that failed on infinite values: the step will be skipped."""
         if comm.get_world_size() > 1:  # the other processes wait for gradients that never come
             raise UserError(
-                f"training diverged in iteration {self.iter} ({error}); go on from the last "
+                f"training diverged in iteration {self.iter} ({error}); continue from the last "
                 "checkpoint with --resume and a lower learning rate or train.precision=fp32"
             ) from None
         logger.warning("Iteration %d: %s", self.iter, error)
@@ -221,14 +221,14 @@ class Trainer(SimpleTrainer):
         return {"loss": sum(used) * math.nan}
 
     def _clip_gradients(self) -> Tensor:
-        """Applies ``clip_grad_norm``; returns the norm before."""
+        """Applies ``clip_grad_norm``; returns the norm before clipping."""
         parameters = list(self.model.parameters())
         if self.clip_grad_norm:
             return nn.utils.clip_grad_norm_(parameters, self.clip_grad_norm)
         return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
     def _agree(self, losses: dict[str, Tensor], norm: Tensor, data_time: float) -> "_Outcome":
-        """Averages over all processes, and everybody's data time; one small message a step."""
+        """Averages over all processes and collects their data times, in one small message."""
         world_size, count = comm.get_world_size(), len(losses) + 1
         values = torch.zeros(count + world_size, dtype=torch.float64, device=self.device)
         values[:count] = torch.stack([*losses.values(), norm]).double() / world_size
@@ -238,13 +238,13 @@ class Trainer(SimpleTrainer):
         return _Outcome(self.iter, list(losses), values)
 
     def _fused_step(self, skip: Tensor) -> None:
-        """The optimizer step, left out on the device if ``skip``; the protocol of GradScaler."""
+        """An optimizer step that the device leaves out if ``skip``, by GradScaler's protocol."""
         self.optimizer.grad_scale, self.optimizer.found_inf = None, skip.float()
         self.optimizer.step()
         del self.optimizer.grad_scale, self.optimizer.found_inf
 
     def _read(self, outcome: "_Outcome") -> None:
-        """Metrics of a step, where the writers look for them; or a warning that it was skipped."""
+        """Stores the metrics of a step for the writers, or warns that the step was skipped."""
         losses, norm, data_time = outcome.read()
         put = functools.partial(self.storage.put_scalar, cur_iter=outcome.iteration)
         put("data_time", data_time)
@@ -258,7 +258,7 @@ class Trainer(SimpleTrainer):
             put("grad_norm", norm)
             return
         self.skipped_in_a_row += 1
-        # fp16's loss scale is meant to overflow now and then, and halves itself.
+        # In fp16, scaled gradients overflow now and then by design; the scale then halves itself.
         if not (self.grad_scaler.is_enabled() and losses_are_finite):
             shown = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
             logger.warning(
@@ -269,10 +269,10 @@ class Trainer(SimpleTrainer):
             )
 
     def after_train(self) -> None:
-        """Ends the run, also after an error: then nothing is evaluated, and that error is told.
+        """Ends the run. After an error, nothing is evaluated and errors of hooks are dropped.
 
-        detectron2's hook would evaluate after one in the last iteration, and what fails besides
-        (writing to the same full disk) would hide it.
+        detectron2's `EvalHook` would evaluate after an error in the last iteration. A second error,
+        such as writing to the same full disk, would hide the first.
         """
         if self.iter == self.max_iter:
             super().after_train()
@@ -282,8 +282,8 @@ class Trainer(SimpleTrainer):
                 if not isinstance(hook, EvalHook):
                     with contextlib.suppress(Exception):
                         hook.after_train()
-        # End the loader's workers now: after an error its traceback keeps the iterator alive, and
-        # the interpreter's exit would wait for them.
+        # End the loader's workers now: after an error, the traceback keeps the iterator alive, and
+        # the interpreter would wait for the workers when it exits.
         end_workers = getattr(self._data_loader_iter_obj, "_shutdown_workers", None)
         if end_workers is not None:
             end_workers()
@@ -300,20 +300,20 @@ class Trainer(SimpleTrainer):
         return state if self.ema is None else state | {"ema": self.ema.module.state_dict()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Continues a run; learning rate and weight decay are those of today's config."""
+        """Restores a run; learning rate and weight decay come from the present config."""
         groups = zip(
             state_dict["optimizer"]["param_groups"], self.optimizer.param_groups, strict=False
         )
-        for saved, group in groups:  # another number of them is refused below
+        for saved, group in groups:  # another number of groups is refused below
             saved |= {key: group[key] for key in ("lr", "weight_decay", "fused") if key in group}
             saved["initial_lr"] = saved["lr"]
         super().load_state_dict(state_dict)
-        if state_dict["grad_scaler"]:  # nothing, of a run that was not in fp16
+        if state_dict["grad_scaler"]:  # empty if the run was not in fp16
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         if self.ema is not None and "ema" in state_dict:
             self.ema.module.load_state_dict(state_dict["ema"])
         elif self.ema is not None:
-            logger.warning("The checkpoint has no averaged weights: train.ema_decay starts here")
+            logger.warning("The checkpoint has no averaged weights: averaging starts here")
             self.ema.set(self._plain_model)
 
 
@@ -327,14 +327,14 @@ class _Outcome:
     copied: torch.cuda.Event | None = None
 
     def start_copy(self) -> "_Outcome":
-        """Begins the way to the host, without waiting for the device."""
+        """Starts the copy to the host without waiting for the device."""
         if self.values.is_cuda:
             self.values, self.copied = self.values.to("cpu", non_blocking=True), torch.cuda.Event()
             self.copied.record()
         return self
 
     def read(self) -> tuple[dict[str, float], float, float]:
-        """Losses, gradient norm, and the data time of the slowest process, which all wait for."""
+        """Losses, gradient norm, and the longest data time, for which all processes wait."""
         if self.copied is not None:
             self.copied.synchronize()
         values, count = self.values.tolist(), len(self.names)

@@ -32,7 +32,7 @@ WANDB_RUN_FILE = "wandb_run.txt"
 class WriteMetrics(PeriodicWriter):
     """detectron2's hook, with writers that are made when training starts.
 
-    So a run that is refused before that leaves no files and no W&B run.
+    A run that is refused earlier leaves no files and no W&B run.
     """
 
     def __init__(self, make_writers: Callable[[], list[EventWriter]], period: int):
@@ -50,11 +50,10 @@ class WriteMetrics(PeriodicWriter):
 
 
 def writer_hook(settings: RunSettings, max_iter: int) -> WriteMetrics:
-    """All writers that the ``train`` section of a config asks for.
+    """The hook with all writers that the ``train`` section of a config asks for.
 
-    Metrics are medians over exactly the ``log_period`` iterations since the last line, so a line
-    does not depend on where the run was resumed, and with a period of 1 it holds the losses
-    themselves.
+    Metrics are medians over exactly the ``log_period`` iterations since the last line. So a line
+    does not depend on where the run was resumed. With a period of 1 it holds the losses themselves.
 
     Raises:
         UserError: ``train.wandb`` is set and W&B is not installed.
@@ -97,12 +96,12 @@ class MetricPrinter(CommonMetricPrinter):
         return str(datetime.timedelta(seconds=int(60 * left)))
 
     def end_at(self, iteration: int) -> None:
-        """The run is over: detectron2 asks writers once more, and there is nothing new."""
+        """Tells that the run is over: detectron2 writes once more, and there is nothing new."""
         self._max_iter = iteration
 
 
 class OptionalWriter(EventWriter):
-    """Passes on to a writer until that fails: training must not end because a display is broken."""
+    """Forwards to a writer until the writer fails: a broken display must not end training."""
 
     def __init__(self, writer: EventWriter):
         self._writer: EventWriter | None = writer
@@ -143,7 +142,7 @@ class WandbWriter(EventWriter):
 
     Args:
         wandb: The module.
-        settings: The ``train`` section of a config, which W&B shows; ``wandb`` in it are arguments
+        settings: The ``train`` section of a config, which W&B shows. Its ``wandb`` holds arguments
             of ``wandb.init``: ``project``, ``name``, ``entity``, ``mode``, ...
     """
 
@@ -160,7 +159,7 @@ class WandbWriter(EventWriter):
             **config["wandb"],
         )
         file.write_text(self._run.id)
-        # W&B's own step only ever rises, but a run may be resumed some iterations back.
+        # W&B's own step can only rise, but a resumed run may start some iterations earlier.
         self._run.define_metric("*", step_metric="iteration")
 
     def write(self) -> None:
@@ -195,9 +194,9 @@ def read_metrics(path: str | Path) -> list[dict]:
 
 
 def report_results(results: dict, output_dir: Path) -> None:
-    """Prints results and writes ``metrics_test.json``; what could not be computed is null there.
+    """Prints results and writes them to ``metrics_test.json``.
 
-    That is a metric without ground truth, such as AP of large objects where there are none.
+    A metric that cannot be computed is null there, such as AP of large objects if there are none.
     """
     if not comm.is_main_process():
         return
