@@ -1,7 +1,8 @@
-"""Weights from elsewhere: the one place where they are read, renamed, checked and reported.
+"""Checkpoints: the one place where they are read, renamed, checked and reported.
 
-`serialization` reads and writes files, `state_dicts` finds the tensors in them, `rename` finds the
-encoder in what others wrote, `load` puts it into a model, and `convert` into another file.
+`serialization` reads and writes files. `state_dicts` finds the tensors in them. `rename` finds the
+encoder among the tensors, whoever wrote them. `load` puts it into a model, `convert` into another
+file.
 """
 
 from ..compat import require_detectron2

@@ -1,7 +1,6 @@
-"""From one checkpoint file to another: what `tools/convert_checkpoint.py` runs.
+"""Converts checkpoints: what `tools/convert_checkpoint.py` runs.
 
-Every layout takes what it can represent exactly; only another patch size, when asked for, is an
-approximation.
+A layout takes only what it can represent exactly. Another patch size is the one approximation.
 """
 
 import re
@@ -43,11 +42,11 @@ def convert_checkpoint(
             and ``mae``, as their official code writes; ``same``, all tensors of the model as they
             are (a detector without its optimizer, or another format).
         dtype: ``fp32``, ``fp16`` or ``bf16``; None keeps the file's.
-        num_heads: Of the encoder, for ``meta``, where the file does not say.
-        patch_size: Resize the kernels of the patch embedding to this, in pixels. Their answers to
-            images resized alike stay about the same (FlexiViT, Beyer et al., CVPR 2023);
-            detection needs it for ViT-H/14, whose pyramid wants patches of 16.
-        ema: Take the averaged weights that the file holds beside the model's.
+        num_heads: Heads of the encoder, for ``meta``, if the file does not say.
+        patch_size: Resize the kernels of the patch embedding to this, in pixels. Their output stays
+            about the same on images resized by the same factor (FlexiViT, Beyer et al., CVPR 2023).
+            A detector with ViT-H/14 needs it: the pyramid takes patches of 16.
+        ema: Take the averaged weights in the file instead of the model's.
         force: Overwrite ``target``.
 
     Returns:
@@ -60,7 +59,7 @@ def convert_checkpoint(
     _check_target(Path(target), force)
     if layout == "same":
         if patch_size or num_heads:
-            raise UserError("--to same changes nothing: it takes no --patch-size or --num-heads")
+            raise UserError("--to same keeps all tensors: leave out --patch-size and --num-heads")
         tensors, meta = read_state_dict(source, ema)
         lines = []
     else:
@@ -90,7 +89,7 @@ def _check_target(target: Path, force: bool) -> None:
 
 
 def _cast(name: str, value: Tensor, dtype: str | None) -> Tensor:
-    """A copy of its own in memory (safetensors wants that), floating point as ``dtype``."""
+    """A copy with memory of its own, as safetensors requires; floating point as ``dtype``."""
     if dtype is None or not value.is_floating_point():
         return value.clone()
     cast = value.to(DTYPES[dtype], copy=True)
@@ -133,7 +132,7 @@ def _backbone(found: Checkpoint, num_heads: int | None) -> tuple[dict[str, Tenso
 
 
 def _meta(found: Checkpoint, num_heads: int | None) -> dict:
-    """The file's own ``meta``, or what can be inferred of a file of others."""
+    """The file's own ``meta``, or for another project's file what its tensors tell."""
     architecture = found.architecture
     known, embed_dim = architecture["num_heads"], architecture["embed_dim"]
     if known and num_heads and known != num_heads:
@@ -160,7 +159,7 @@ def _lomar(found: Checkpoint, _) -> tuple[dict[str, Tensor], dict]:
     _require(found, "the official LoMaR code", "cls_token")
     if found.architecture["rel_pos"] == "none":
         return found.tensors, {}
-    # Its models hold sine-cosine positions also where they do not use them.
+    # The official models hold sine-cosine positions even if they do not use them.
     size, patch_size = found.meta.get("img_size", 224), found.architecture["patch_size"]
     grid = found.grid or grid_size(size, patch_size)
     positions = sincos_pos_embed(found.architecture["embed_dim"], grid)
@@ -209,9 +208,9 @@ def _refuse_rel_pos(found: Checkpoint, reader: str, *kinds: str) -> None:
     if rel_pos in kinds:
         name = {"irpe": "iRPE", "decomposed": "decomposed relative positions"}[rel_pos]
         raise UserError(
-            f"{found.path} was trained with {name}, which {reader} does not compute: without its "
-            "tables the features would be others. lomar_det.modeling has such backbones for "
-            "detectron2, lomar_pretrain.models.timm_vit those with iRPE for timm"
+            f"{found.path} was trained with {name}, which {reader} does not compute: without the "
+            "tables its features would be wrong. Use a backbone of lomar_det.modeling in "
+            "detectron2, or one of lomar_pretrain.models.timm_vit (iRPE only) in timm"
         )
 
 

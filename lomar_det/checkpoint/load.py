@@ -17,7 +17,7 @@ from .rename import USUAL_NUM_HEADS, Checkpoint, architecture_of, read_checkpoin
 
 logger = logging.getLogger(__name__)
 
-MIN_LOADED = 0.95  # share of the encoder's tensors that must arrive
+MIN_LOADED = 0.95  # share of the encoder's tensors that must be in the file
 
 # Why a model may have no place for a tensor: pattern -> reason.
 _NO_PLACE = {
@@ -31,14 +31,14 @@ _PATCH_SIZE_REMEDY = "; or resize its kernels by tools/convert_checkpoint.py --p
 
 @dataclass
 class LoadReport:
-    """What became of every tensor, by its name in the file; ``initialised`` by the model's.
+    """What happened to every tensor.
 
     Attributes:
         source: The file.
-        loaded: Names of what the model took, as it is or adapted.
-        adapted: Name -> what was changed on the way.
-        dropped: Name -> why it was not used.
-        initialised: Name in the model -> why the file did not fill it.
+        loaded: Names in the file of the tensors that the model took, adapted ones included.
+        adapted: Name in the file -> what was changed.
+        dropped: Name in the file -> why the tensor was not used.
+        initialised: Name in the model -> why the file did not fill the tensor.
     """
 
     source: str
@@ -69,20 +69,20 @@ def _shorten(names: list[str], limit: int = 4) -> str:
 
 
 def load_weights(model: nn.Module, path: str | Path | Checkpoint, ema: bool = False) -> LoadReport:
-    """Loads a checkpoint into a detector or a backbone, and says what became of every tensor.
+    """Loads a checkpoint into a detector or a backbone, and reports every tensor.
 
-    A checkpoint of a whole detector fills all of the model that is built alike; anything else
-    fills the `LoMaRViT` inside it.
+    A detector's checkpoint fills every part of the model that has the same names and shapes. Any
+    other checkpoint fills only the `LoMaRViT` inside the model.
 
     Args:
         model: A `LoMaRViT`, or any module that contains one.
         path: ``.pth``, ``.safetensors`` or ``.pkl``: our files, LoMaR's, MAE's, timm's, and
             detectron2's ViTDet models; or what `read_checkpoint` found in one.
-        ema: Take the averaged weights that the file holds beside the model's.
+        ema: Take the averaged weights in the file instead of the model's.
 
     Raises:
         UserError: the file is unreadable; its encoder is of another architecture or cannot be
-            represented; or less than 95 % of the encoder's tensors arrived. The model is then
+            represented; or it holds less than 95 % of the encoder's tensors. The model is then
             unchanged.
     """
     prefix, encoder = find_encoder(model)
@@ -110,7 +110,7 @@ def load_weights(model: nn.Module, path: str | Path | Checkpoint, ema: bool = Fa
 def load_encoder_weights(encoder: nn.Module, path: str | Path, ema: bool = False) -> LoadReport:
     """Loads a checkpoint into a plain encoder: `LoMaRViT`, or a model of pretraining.
 
-    Whatever else the two have in common (a pretraining head, a classifier) is loaded as well.
+    Other tensors that file and model share (a pretraining head, a classifier) are loaded as well.
 
     Args:
         encoder: A module with the official LoMaR names: ``patch_embed``, ``blocks``, ...
@@ -130,7 +130,11 @@ def load_encoder_weights(encoder: nn.Module, path: str | Path, ema: bool = False
 
 
 def find_encoder(model: nn.Module) -> tuple[str, LoMaRViT]:
-    """The `LoMaRViT` in a model and the prefix of its tensors' names (empty for itself)."""
+    """The prefix of a `LoMaRViT`'s tensors in a model (empty if it is the model), and the ViT.
+
+    Raises:
+        UserError: there is no `LoMaRViT`.
+    """
     for name, module in model.named_modules():
         if isinstance(module, LoMaRViT):
             return (name + "." if name else ""), module
@@ -140,13 +144,13 @@ def find_encoder(model: nn.Module) -> tuple[str, LoMaRViT]:
 def _fit_encoder(
     found: Checkpoint, encoder: nn.Module, where: str
 ) -> tuple[dict[str, Tensor], LoadReport]:
-    """What the encoder can take, by its own names; ``where`` its settings are, for messages."""
+    """The tensors that the encoder can take, by its names; ``where`` is its section, for errors."""
     own = encoder.state_dict()
     _check_architecture(found, encoder, own, where)
     report = LoadReport(found.path, adapted=dict(found.adapted), dropped=dict(found.dropped))
     state = {}
     for name, value in found.tensors.items():
-        source = found.names.get(name)  # None: filled in
+        source = found.names.get(name)  # None if the file did not have this tensor
         value, change = _resize(name, value, own.get(name), found, encoder)
         reason = _mismatch(value, own.get(name), name)
         if name == "mask_token" and _has_decoder(own) != _has_decoder(found.tensors):
@@ -188,14 +192,14 @@ def _check_architecture(found: Checkpoint, encoder: nn.Module, own: dict, where:
             + "; ".join(
                 f"{key} is {theirs[key]} in the file, {ours[key]} here" for key in differing
             )
-            + ". Use another checkpoint, or build the model like it: "
+            + ". Use another checkpoint, or build the model to match: "
             + " ".join(f"{where}{key}={theirs[key]}" for key in differing)
             + (_PATCH_SIZE_REMEDY.format(ours["patch_size"]) if "patch_size" in differing else "")
         )
     usual = USUAL_NUM_HEADS.get(ours["embed_dim"], ours["num_heads"])
     if theirs["num_heads"] is None and ours["num_heads"] != usual:
         logger.warning(
-            "%s does not say its num_heads: %d are usual for embed_dim %d, and the model has %d",
+            "%s does not give num_heads: %d heads are usual for embed_dim %d, the model has %d",
             found.path,
             usual,
             ours["embed_dim"],
@@ -206,7 +210,7 @@ def _check_architecture(found: Checkpoint, encoder: nn.Module, own: dict, where:
     same_rel_pos = theirs["rel_pos"] == ours["rel_pos"] or starts_at_zero
     if not same_rel_pos or theirs["abs_pos"] != ours["abs_pos"]:
         raise UserError(
-            f"{found.path} was trained {_positions(theirs)}, and the model is built "
+            f"{found.path} was trained {_positions(theirs)}, but the model is built "
             f"{_positions(ours)}: {_remedy(theirs, encoder, where)}"
         )
 
@@ -224,24 +228,24 @@ def _remedy(theirs: dict, encoder: nn.Module, where: str) -> str:
         choice = "decomposed (or none)" if rel_pos == "none" else rel_pos
         return f"set {where}rel_pos={choice} and {where}use_abs_pos={abs_pos}"
     if rel_pos == "decomposed":
-        return "only a detector has those"
+        return "only a detector can have decomposed positions"
     return f"set {where}rel_pos={rel_pos == 'irpe'} and {where}abs_pos={abs_pos}"
 
 
 def _resize(
     name: str, value: Tensor, own: Tensor | None, found: Checkpoint, encoder: nn.Module
 ) -> tuple[Tensor, str | None]:
-    """A position table as long as the model's, and what was done to it."""
+    """A position table resized to the model's, and what was changed."""
     if own is None or value.shape == own.shape:
         return value, None
     if name.endswith("lookup_table_weight"):
         rows = value.shape[-1], own.shape[-1]
         if rows == (NUM_BUCKETS, NUM_SPATIAL_BUCKETS):
-            return value[..., :NUM_SPATIAL_BUCKETS], None  # the last is the class token's
+            return value[..., :NUM_SPATIAL_BUCKETS], None  # the last row is the class token's
         if rows == (NUM_SPATIAL_BUCKETS, NUM_BUCKETS):
             return F.pad(value, (0, 1)), "zeros for the class token added"
     elif name.endswith(("rel_pos_h", "rel_pos_w")):
-        # what detectron2 does at run time
+        # as detectron2 does at run time
         table = F.interpolate(value.float().T[None], size=len(own), mode="linear")[0].T
         return table, f"interpolated from {len(value)} to {len(own)} distances"
     elif name == "pos_embed" and found.grid[0] == found.grid[1]:
@@ -263,7 +267,6 @@ def _check_arrived(found: Checkpoint, state: dict[str, Tensor], own: dict[str, T
     missing = [name for name in wanted if name not in state]
     if len(missing) > (1 - MIN_LOADED) * len(wanted):
         raise UserError(
-            f"{found.path} does not fill the encoder: {len(wanted) - len(missing)} of "
-            f"{len(wanted)} tensors arrived, {missing[0]} is the first that it lacks; is the file "
-            "complete?"
+            f"{found.path} does not fill the encoder: it holds {len(wanted) - len(missing)} of "
+            f"{len(wanted)} tensors, the first missing one is {missing[0]}; is the file complete?"
         )

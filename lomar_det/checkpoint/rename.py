@@ -1,7 +1,8 @@
 """Finds the ViT encoder in a checkpoint, whoever wrote it, and gives it one set of names.
 
 The names are those of the released LoMaR file; MAE, timm, DINO, DINOv2 and detectron2's ViT share
-most of them. What our encoder cannot compute is refused, what it can in another way is adapted.
+most of them. Tensors that our encoder cannot use are refused. Tensors that it can express in
+another way are adapted.
 """
 
 import math
@@ -27,7 +28,7 @@ _KNOWN = re.compile(
     r"norm[12]\.(weight|bias)|attn\.(qkv|proj)\.(weight|bias)|mlp\.fc[12]\.(weight|bias)|"
     r"attn\.rpe_k\.lookup_table_weight|attn\.rel_pos_[hw]|ls[12]\.gamma)"
 )
-_NUM_DIMS = {  # of all others: 1
+_NUM_DIMS = {  # all others have 1
     r"patch_embed\.proj\.weight$": 4,
     r"lookup_table_weight$|^(pos_embed|cls_token)$": 3,
     r"rel_pos_[hw]$|(attn|mlp)\.\w+\.weight$": 2,
@@ -46,17 +47,17 @@ _REFUSED = {
 
 @dataclass
 class Checkpoint:
-    """An encoder found in a file, and what was beside it.
+    """An encoder found in a file, and the rest of the file.
 
     Attributes:
         path: The file.
-        tensors: The encoder's under the official names, with what else belongs to its model
+        tensors: The encoder's tensors under the official names, and those of the model around it
             (``mask_token``, ``decoder_*``, ``head``, ...).
         outside: The other parts of a detector, under their own names.
         names: Official name -> name in the file.
-        meta: The file's plain data; empty in files of others.
+        meta: The file's plain data; empty for a file of another project.
         dropped: Name in the file -> why it is not among the tensors.
-        adapted: Name in the file -> what was done to it.
+        adapted: Name in the file -> what was changed.
         grid: (H, W) of the absolute positions, if there are any.
     """
 
@@ -70,7 +71,7 @@ class Checkpoint:
     grid: tuple[int, int] | None = None
 
     def drop(self, name: str, reason: str) -> None:
-        """Takes a tensor (by its official name) out."""
+        """Removes a tensor, given by its official name, and notes the reason."""
         del self.tensors[name]
         self.dropped[self.names.pop(name)] = reason
 
@@ -88,7 +89,7 @@ class Checkpoint:
 
     @property
     def architecture(self) -> dict:
-        """As in `architecture_of`, with what only ``meta`` can say."""
+        """`architecture_of` the tensors; ``num_heads`` is from ``meta`` if only that has it."""
         found = architecture_of(self.tensors)
         said = self.meta.get("num_heads")
         if found["num_heads"] is None and isinstance(said, int):
@@ -97,7 +98,7 @@ class Checkpoint:
 
 
 def architecture_of(tensors: dict[str, Tensor]) -> dict:
-    """What the shapes of an encoder's tensors say of it; ``num_heads`` None if they do not."""
+    """The architecture that the shapes of tensors tell; ``num_heads`` is None if none tells it."""
     proj = tensors["patch_embed.proj.weight"]  # (embed_dim, in_chans, patch_size, patch_size)
     embed_dim = proj.shape[0]
     rel_pos = next((k for k, v in REL_POS_TABLES.items() if f"blocks.0.{v}" in tensors), "none")
@@ -124,7 +125,7 @@ def read_checkpoint(path: str | Path, ema: bool = False) -> Checkpoint:
         path, ema: See `read_state_dict`.
 
     Raises:
-        UserError: the file is unreadable, holds no ViT, or one that ours cannot represent.
+        UserError: the file is unreadable, holds no ViT, or one that our encoder cannot represent.
     """
     tensors, meta = read_state_dict(path, ema)
     names = {_without_wrappers(name): name for name in tensors}
@@ -145,7 +146,7 @@ def read_checkpoint(path: str | Path, ema: bool = False) -> Checkpoint:
 
 
 def _without_wrappers(name: str) -> str:
-    """Without what DistributedDataParallel and torch.compile put before every name."""
+    """A name without the prefixes of DistributedDataParallel and torch.compile."""
     return re.sub(r"^((module|_orig_mod)\.)+", "", name)
 
 
@@ -156,14 +157,14 @@ def _rename(name: str) -> str:
 
 
 def _find_prefix(names: dict[str, str], path: str | Path) -> str:
-    """What stands before the encoder's own names: "" or "backbone.net.", for instance."""
+    """The prefix of the encoder's names, such as "" or ``backbone.net.``."""
     mark = "patch_embed.proj.weight"
     prefixes = [name.removesuffix(mark) for name in names if name.endswith(mark)]
     prefixes = [p for p in prefixes if any(n.startswith(p + "blocks.0.") for n in names)]
     if not prefixes:
         raise UserError(
             f"{path} holds no ViT encoder: 0 of its {len(names)} tensors have the names of patch "
-            f"embedding and blocks that LoMaR, MAE, timm and detectron2 use, first {min(names)}"
+            f"embedding and blocks in LoMaR, MAE, timm or detectron2; the first is {min(names)}"
         )
     if len(prefixes) > 1:
         raise UserError(
@@ -179,25 +180,25 @@ def _check_known(found: Checkpoint) -> None:
             if re.search(pattern, name) and not name.startswith("decoder"):
                 raise UserError(
                     f"{found.path} has {what} ({found.names[name]}), which our encoder does not "
-                    "compute: its features would be others"
+                    "compute: its features would be wrong"
                 )
         if name.startswith(("patch_embed.", "blocks.")) and not _KNOWN.fullmatch(name):
             raise UserError(
                 f"{found.path} has {found.names[name]}, which is no part of our encoder: its "
-                "features would be others"
+                "features would be wrong"
             )
         if re.match(r"(patch_embed|blocks|pos_embed|cls_token|norm)(\.|$)", name):
             _check_values(found, name, value)
     if "blocks.0.mlp.fc1.weight" not in found.tensors:
-        raise UserError(f"{found.path} is no ViT of a usual form: blocks.0.mlp.fc1 is missing")
+        raise UserError(f"{found.path} is not a usual ViT: blocks.0.mlp.fc1 is missing")
 
 
 def _check_values(found: Checkpoint, name: str, value: Tensor) -> None:
     ndim = next((n for pattern, n in _NUM_DIMS.items() if re.search(pattern, name)), 1)
     if value.ndim != ndim or 0 in value.shape:
         raise UserError(
-            f"{found.path}: {found.names[name]} has the shape {tuple(value.shape)}, and {ndim} "
-            "dimensions are usual"
+            f"{found.path}: {found.names[name]} has the shape {tuple(value.shape)}, but must have "
+            f"{ndim} dimensions"
         )
     if value.is_meta:
         raise UserError(f"{found.path}: {found.names[name]} has a shape, but no values")
@@ -214,7 +215,7 @@ def _check_values(found: Checkpoint, name: str, value: Tensor) -> None:
 
 
 def _fold_layer_scale(found: Checkpoint) -> None:
-    """LayerScale multiplies what a linear layer puts out: the same as scaling the layer."""
+    """Multiplies LayerScale into the linear layer before it, which gives the same output."""
     for name in [name for name in found.tensors if re.search(r"\.ls[12]\.gamma$", name)]:
         layer = name.replace("ls1.gamma", "attn.proj").replace("ls2.gamma", "mlp.fc2")
         gamma = found.tensors.pop(name).double()
@@ -233,7 +234,7 @@ def _fold_layer_scale(found: Checkpoint) -> None:
 
 
 def _fill_qkv_bias(found: Checkpoint) -> None:
-    """A model without these biases is one with zeros."""
+    """Fills missing biases with zeros, which gives the same output."""
     weights = [name for name in found.tensors if name.endswith("attn.qkv.weight")]
     weights = [name for name in weights if name.startswith("blocks.")]
     if any(name.replace("weight", "bias") in found.tensors for name in weights):
@@ -241,11 +242,11 @@ def _fill_qkv_bias(found: Checkpoint) -> None:
     for name in weights:
         zeros = torch.zeros_like(found.tensors[name][:, 0])
         found.tensors[name.replace("weight", "bias")] = zeros
-        found.adapted[found.names[name]] = "has no bias beside it, filled with zeros"
+        found.adapted[found.names[name]] = "no bias in the file, filled with zeros"
 
 
 def _arrange_positions(found: Checkpoint) -> None:
-    """Positions as (1, 1 + H * W, C), the class token's first; other tokens' go."""
+    """Brings positions to (1, 1 + H * W, C), the class token's first; drops other tokens'."""
     others = [name for name in ("dist_token", "reg_token") if name in found.tensors]
     num_others = sum(found.tensors[n].numel() // found.tensors[n].shape[-1] for n in others)
     for name in others:
@@ -253,7 +254,8 @@ def _arrange_positions(found: Checkpoint) -> None:
     if "pos_embed" not in found.tensors:
         return
     value, source = found.tensors["pos_embed"], found.names["pos_embed"]
-    # Before the patches: the class token and the others; it alone; nothing (timm's no_embed_class).
+    # Positions before the patches': of class token and other tokens; of the class token; none
+    # (timm's no_embed_class).
     for first in (1 + num_others, 1, 0):
         found.grid = _grid_of(value.shape[1] - first, found.meta)
         if found.grid is not None:
@@ -267,14 +269,14 @@ def _arrange_positions(found: Checkpoint) -> None:
         found.tensors["pos_embed"] = torch.cat([own, value[:, first:]], dim=1)
         what = "positions of other tokens taken out" if first else "zeros for the class token added"
         found.adapted[source] = what
-    is_pretrained = "cls_token" in found.tensors  # not a detector's, which uses what it has
+    is_pretrained = "cls_token" in found.tensors  # a detector uses all the positions that it has
     uses_irpe = architecture_of(found.tensors)["rel_pos"] == "irpe"
     if is_pretrained and uses_irpe and not found.meta.get("abs_pos"):
         found.drop("pos_embed", "absolute positions, which LoMaR does not use beside iRPE")
 
 
 def _grid_of(num_patches: int, meta: dict) -> tuple[int, int] | None:
-    """(H, W): as ``meta`` says if that fits, or a square."""
+    """(H, W) of so many patches: from ``meta``, else of a square; None if it does not fit."""
     try:
         height, width = (size // meta["patch_size"] for size in meta["img_size"])
     except (KeyError, TypeError, ValueError, ZeroDivisionError):

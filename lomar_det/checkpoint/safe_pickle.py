@@ -1,8 +1,8 @@
 """Reads pickles of numpy arrays, as detectron2's model zoo has them, without running anything.
 
-A pickle names functions and has them called. Here it can name only the few that numpy's pickles of
-plain arrays use, and gets stand-ins of ours for them: nothing of the file is ever imported, and
-numpy sees only a type from a short list and bytes of the right number.
+A pickle names functions, and unpickling calls them. This reader allows only the few names that
+numpy's pickles of plain arrays use, and calls its own stand-ins for them. So nothing that the file
+names is imported, and numpy gets only a type from a short list and the right number of bytes.
 """
 
 import math
@@ -19,11 +19,13 @@ _DTYPES = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1"}
 
 
 def load_numpy_pickle(file: BinaryIO) -> dict:
-    """A dict, possibly of dicts, of arrays (as tensors) and plain values; the rest is left out.
+    """Reads a dict, possibly of dicts, of arrays (as tensors) and plain values.
+
+    Other plain containers are left out.
 
     Raises:
-        pickle.UnpicklingError: anything else is in the file. Damaged files raise whatever pickle
-            does.
+        pickle.UnpicklingError: the file names anything else. A damaged file raises whatever pickle
+            raises.
     """
     # latin1: numpy arrays in pickles that Python 2 wrote
     data = _Unpickler(file, encoding="latin1").load()
@@ -83,7 +85,7 @@ class _Array:
 
 
 class _Callable:
-    """What a pickle gets when it names a function: it can be called, not altered."""
+    """Stands for a function that a pickle names: it can be called, but not changed."""
 
     __slots__ = ("_function",)
 

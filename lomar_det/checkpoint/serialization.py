@@ -18,17 +18,20 @@ from .safe_pickle import load_numpy_pickle
 
 
 def save_atomically(data: Any, path: str | Path) -> None:
-    """Writes a file after which either the whole new one is on disk, or the old one as it was.
+    """Writes a file; after a crash the disk holds either the whole new file or the old one.
 
     A ``.safetensors`` file takes ``{"model": tensors, "meta": plain data}``, a ``.json`` file plain
     data, others anything that `torch.save` takes.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     path = Path(path)
     write_atomically(path, lambda file: _write(data, file, path.suffix))
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Writes to a temporary name, flushes to disk, renames."""
+    """Writes to a temporary name, flushes to disk, renames; see `save_atomically`."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         try:
@@ -40,7 +43,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
-        # torch.save buries a full disk under an error of its zip writer.
+        # torch.save hides a full disk behind an error of its zip writer.
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise UserError(
             f"{path} could not be written ({cause}); earlier checkpoints are untouched. Free disk "
@@ -55,7 +58,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def _write(data: Any, file: IO[bytes], suffix: str) -> None:
-    if suffix == ".safetensors":  # its metadata is text by text
+    if suffix == ".safetensors":  # its metadata maps text to text
         metadata = {"format": "pt", "meta": json.dumps(data.get("meta", {}))}
         file.write(safetensors.torch.save(data["model"], metadata))
     elif suffix == ".json":
@@ -65,15 +68,15 @@ def _write(data: Any, file: IO[bytes], suffix: str) -> None:
 
 
 def load_plain(path: str | Path) -> Any:
-    """`torch.load` for tensors and plain data only, plus the argparse.Namespace of official files.
+    """Reads tensors and plain data only, plus the argparse.Namespace of official files.
 
-    A ``.safetensors`` file comes as ``{"model": tensors, "meta": plain data}``, like its .pth twin;
-    a ``.pkl`` of detectron2's model zoo as in `load_numpy_pickle`.
+    A ``.safetensors`` file is returned as ``{"model": tensors, "meta": plain data}``, like a .pth
+    file. `load_numpy_pickle` reads a ``.pkl`` of detectron2's model zoo.
 
     Raises:
         UserError: the file is missing, damaged, or contains anything that would need unpickling.
     """
-    # detectron2's configs ask like this for its matching by similar names; ours needs no hint
+    # With this suffix, detectron2's configs ask for its matching of similar names: not needed here.
     path = os.path.expanduser(str(path)).removesuffix("?matching_heuristics=True")
     if os.path.isdir(path):
         raise UserError(
@@ -81,7 +84,7 @@ def load_plain(path: str | Path) -> Any:
         )
     try:
         path = PathManager.get_local_path(path)
-    except Exception as error:  # whatever a download can fail with
+    except Exception as error:  # a download can raise anything
         raise UserError(f"the checkpoint {path} cannot be fetched: {error}") from None
     if not os.path.isfile(path):
         raise UserError(f"the checkpoint {path} does not exist")
@@ -99,8 +102,8 @@ def load_plain(path: str | Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(
-            f"{path} is refused: it is damaged, or not a checkpoint of tensors and plain data "
-            "alone; save the model's state_dict()"
+            f"{path} is refused: it is damaged, or holds more than tensors and plain data; save "
+            "the model's state_dict() instead"
         ) from None
     except Exception as error:  # zip, EOF, safetensors header errors, ...
         raise UserError(
@@ -110,7 +113,7 @@ def load_plain(path: str | Path) -> Any:
 
 
 def _refuse_what_is_no_checkpoint(path: str) -> None:
-    """Files that end up under a checkpoint's name: readers would only call them damaged."""
+    """Refuses files that often bear a checkpoint's name; readers would only call them damaged."""
     try:
         with open(path, "rb") as file:
             start = file.read(256)
@@ -126,4 +129,4 @@ def _refuse_what_is_no_checkpoint(path: str) -> None:
         what = "is a numpy archive (.npz); load it with timm and save the model's state_dict()"
     else:
         return
-    raise UserError(f"{path} is no checkpoint: it {what}")
+    raise UserError(f"{path} is not a checkpoint: it {what}")

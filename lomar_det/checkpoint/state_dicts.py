@@ -8,7 +8,7 @@ from torch import Tensor
 from ..errors import UserError
 from .serialization import load_plain, save_atomically
 
-# Where a model's tensors lie in a file: ours and most, Lightning's, DINO's.
+# The key of a model's tensors: in our files and most others, in Lightning's, in DINO's.
 _MODEL_KEYS = ("model", "state_dict", "teacher")
 
 
@@ -17,10 +17,11 @@ def read_state_dict(path: str | Path, ema: bool = False) -> tuple[dict[str, Tens
 
     Args:
         path: ``.pth``, ``.safetensors``, or a ``.pkl`` of detectron2's model zoo.
-        ema: Take the averaged weights that the file holds beside the model's.
+        ema: Take the averaged weights in the file instead of the model's.
 
     Raises:
-        UserError: see `load_plain`; or the file holds no tensors by name, or no averaged ones.
+        UserError: see `load_plain`; or the file holds no tensors by name, or with ``ema`` none that
+            are averaged.
     """
     data = load_plain(path)
     meta = data.get("meta") if isinstance(data, dict) else None
@@ -49,7 +50,7 @@ def _averaged(data) -> dict | None:
 
 
 def backbone_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a pretraining model that the next stage starts from: the encoder's."""
+    """The encoder's tensors of a pretraining model, which the next stage starts from."""
     keep = re.compile(r"(patch_embed|cls_token|pos_embed|blocks|norm)(\.|$)")
     return {
         name: value.detach().cpu().contiguous()
