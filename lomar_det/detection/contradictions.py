@@ -1,4 +1,4 @@
-"""Settings that are each right and do not go together, refused before anything is read."""
+"""Refuses settings that are each valid but contradict each other."""
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -7,10 +7,10 @@ from ..layers import grid_size
 
 
 def refuse_contradictions(cfg: DictConfig) -> None:
-    """Looks at a detection config, overrides applied; what it does not have is not looked at.
+    """Checks a detection config, overrides applied; settings that it does not have are skipped.
 
     Raises:
-        UserError: names both settings and the remedy.
+        UserError: settings contradict each other; the message names them and the remedy.
     """
     _check_padding(cfg)
     _check_strides(cfg)
@@ -20,12 +20,12 @@ def refuse_contradictions(cfg: DictConfig) -> None:
             grid_size(net.img_size, net.patch_size)
         except ValueError as error:
             raise UserError(
-                f"model.backbone.net.img_size lays out rel_pos tables: {error}"
+                f"model.backbone.net.img_size sizes the rel_pos tables: {error}"
             ) from None
 
 
 def _check_padding(cfg: DictConfig) -> None:
-    """detectron2 would cut a larger image off, in silence if it is alone in its batch."""
+    """detectron2 would crop a larger image, in silence if the image is alone in its batch."""
     square = OmegaConf.select(cfg, "model.backbone.square_pad")
     image_size = OmegaConf.select(cfg, "data.image_size")
     if square and image_size and square < image_size:
@@ -36,7 +36,7 @@ def _check_padding(cfg: DictConfig) -> None:
 
 
 def _check_strides(cfg: DictConfig) -> None:
-    """The poolers of a config hold the pyramid's strides as numbers, for a patch size of 16."""
+    """A config gives its poolers the pyramid's scales as numbers, which fit patches of 16."""
     patch_size = OmegaConf.select(cfg, "model.backbone.net.patch_size")
     factors = OmegaConf.select(cfg, "model.backbone.scale_factors")
     if not patch_size or not factors:

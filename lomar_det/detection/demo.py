@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 def main(args: argparse.Namespace) -> list[str]:
     """Runs a detector on images; returns a message for each image that could not be read.
 
-    Writes ``instances.json`` and, unless told otherwise, a drawn image for every one.
+    Writes ``instances.json`` and, without ``--no-pictures``, a drawing of every image.
 
     Raises:
         UserError: anything the user can mend.
@@ -54,21 +54,21 @@ def _refuse_output_among(paths: list[Path], output: Path) -> None:
     inside = [path for path in paths if folder in path.resolve().parents]
     if inside:
         raise UserError(
-            f"--output {output} is the folder of {inside[0]}: choose another folder, drawn images "
-            "would be taken as input, or overwrite it"
+            f"--output {output} is the folder of {inside[0]}: choose another folder, because "
+            "drawings could overwrite images or be taken as input"
         )
 
 
 def predict_images(
     predictor: Predictor, paths: list[Path], output: Path, draw: bool = True
 ) -> list[str]:
-    """Writes ``instances.json`` and, with ``draw``, drawn images.
+    """Writes ``instances.json`` and, with ``draw``, a drawing of every image.
 
-    Those keep their paths relative to the folder that all images have in common.
+    Drawings keep the paths of their images, relative to the folder that all images share.
 
-    ``instances.json`` is a list in COCO's results format with the ``file_name`` of every instance
-    besides; ``image_id`` counts the images from 1. It is written also when something ends the
-    run half way.
+    ``instances.json`` is a list in COCO's results format; every instance also has the
+    ``file_name`` of its image. ``image_id`` counts the images from 1. The file is written even if
+    an error ends the run.
 
     Returns:
         One message for every image that could not be read or written.
@@ -77,7 +77,7 @@ def predict_images(
     names = [category["name"] for category in predictor.categories]
     results, failures, shrunk = [], [], 0
     try:
-        # where nobody watches, a line a minute
+        # without a terminal, one line a minute
         progress = tqdm(paths, unit="image", mininterval=0.5 if sys.stderr.isatty() else 60)
         for image_id, path in enumerate(progress, start=1):
             name = path.absolute().relative_to(root)
@@ -96,8 +96,8 @@ def predict_images(
     logger.info("%d instances in %d images: %s", len(results), len(paths) - len(failures), output)
     if shrunk and not predictor.tile_size:
         logger.warning(
-            "%d images are much larger than what the detector sees, %d pixels, and were shrunk; "
-            "if it was trained on tiles of such images, or objects are small, use --tile-size %d",
+            "%d images are much larger than the %d pixels that the detector sees, and were shrunk. "
+            "If it was trained on tiles, or if objects are small, use --tile-size %d",
             shrunk,
             predictor.image_size,
             predictor.image_size,
@@ -113,8 +113,7 @@ def to_coco_results(
     instances: Instances, image_id: int, file_name: str, categories: list[dict]
 ) -> list[dict]:
     """Instances in COCO's results format, plus the image's file name."""
-    boxes = instances.pred_boxes.tensor
-    boxes = boxes.clone()
+    boxes = instances.pred_boxes.tensor.clone()
     boxes[:, 2:] -= boxes[:, :2]
     results = [
         {
@@ -135,13 +134,13 @@ def to_coco_results(
 
 
 def _save(image, path: Path) -> None:
-    """Under the image's own name and in its format, so that no two can collide."""
+    """Saves a drawing under its image's name and format, so that no two drawings collide."""
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         path = path.with_name(path.name + ".png")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, quality=90)
-    except (OSError, ValueError) as error:  # a full disk, or too large for the format
+    except (OSError, ValueError) as error:  # a full disk, or an image too large for the format
         raise UserError(f"{path} cannot be written: {error}") from None
 
 

@@ -1,4 +1,4 @@
-"""Objects drawn into their images: what a detector found, and what is annotated."""
+"""Draws objects into their images: detections and annotations."""
 
 import colorsys
 import json
@@ -33,9 +33,9 @@ def detections_sheet(
         annotations: COCO-format ground truth.
         images: Folder of its images.
         results: Detections in COCO's results format (``inference/coco_instances_results.json``).
-        output: The PNG to write, in a folder that is there.
-        min_score: Detections below are left out.
-        max_images: How many images.
+        output: The PNG to write, in a folder that exists.
+        min_score: Detections with a lower score are left out.
+        max_images: At most this many images.
     """
     truth = json.loads(Path(annotations).read_text())
     boxes, detections = defaultdict(list), defaultdict(list)
@@ -74,12 +74,12 @@ def draw_detections(
 ) -> Image.Image:
     """Draws boxes, masks and labels into a copy of an image, see `draw_objects`.
 
-    With several classes each has a colour of its own; with one, each instance has.
+    With several classes, each class has its own colour; with one class, each instance has.
 
     Args:
         image: RGB.
-        instances: What a `Predictor` returns for it.
-        class_names: By class.
+        instances: What a `Predictor` returns for the image.
+        class_names: Names of the classes, in the detector's order.
     """
     classes, scores = instances.pred_classes.tolist(), instances.scores.tolist()
     return draw_objects(
@@ -100,15 +100,15 @@ def draw_objects(
 ) -> Image.Image:
     """Draws boxes, masks and labels into a copy of an image, labels of the first objects on top.
 
-    Lines and letters grow with the image, but stay small against the object; in a crowd of more
-    than `CROWD` objects, boxes narrower than their label go without.
+    Lines and letters grow with the image, but stay small compared to the object. Among more than
+    `CROWD` objects, a box that is narrower than its label gets no label.
 
     Args:
         image: RGB.
         boxes: (x0, y0, x1, y1) in pixels.
-        labels: Of each box.
-        colors: RGB, of each box.
-        masks: Of each box the region (x, y, mask) that `InstanceMasks.regions` yields.
+        labels: The label of each box.
+        colors: The colour of each box, RGB.
+        masks: For each box a region (x, y, mask), as `InstanceMasks.regions` yields them.
     """
     image = image.copy()
     draw = ImageDraw.Draw(image)
@@ -122,7 +122,7 @@ def draw_objects(
             image.paste(color, (x, y), Image.fromarray((mask * 110).astype("uint8")))
         draw.rectangle(box, outline=color, width=max(1, round(min(side / 350, extent / 20))))
         texts.append((box, label, round(max(10, min(side / 50, extent / 4))), color))
-    for box, text, size, color in reversed(texts):  # over all boxes
+    for box, text, size, color in reversed(texts):  # on top of all boxes
         font = ImageFont.load_default(size)
         width, height = draw.textlength(text, font) + 0.4 * size, 1.2 * size
         if len(texts) > CROWD and width > box[2] - box[0]:
@@ -135,6 +135,6 @@ def draw_objects(
 
 
 def distinct_color(index: int) -> tuple[int, int, int]:
-    """Bright colours, neighbours far apart on the colour wheel, never repeated."""
+    """A bright colour for each index; those of neighbours are far apart on the colour wheel."""
     rgb = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.75, 1.0)
     return tuple(round(255 * value) for value in rgb)

@@ -37,7 +37,7 @@ def require_backend(name: str) -> None:
 
 
 class CocoEvaluator(COCOEvaluator):
-    """detectron2's `COCOEvaluator` with a choice of who computes, and classes always listed.
+    """detectron2's `COCOEvaluator` with a choice of backends, and always with AP per class.
 
     Both backends give the same numbers, bit for bit. detectron2's own compiled variant does not
     promise that and is not used.
@@ -46,8 +46,8 @@ class CocoEvaluator(COCOEvaluator):
         dataset_name: Registered name of a COCO-format set.
         backend: ``pycocotools`` or ``hotcoco`` (``pip install hotcoco``).
         max_dets_per_image: N of AP, APs, ... and of AR (maxDets = 1, 10, N); None is COCO's 100.
-            More than 100 makes AP higher on crowded images: not comparable with COCO's.
-        **kwargs: As of the base class.
+            More than 100 makes AP higher on crowded images; it is then no longer COCO's AP.
+        **kwargs: Arguments of the base class.
 
     Raises:
         UserError: the backend is unknown or not installed, or cannot read the annotations.
@@ -64,7 +64,7 @@ class CocoEvaluator(COCOEvaluator):
         kwargs |= {"max_dets_per_image": max_dets_per_image, "use_fast_impl": False}
         super().__init__(dataset_name, **kwargs)
         self._backend = backend
-        # pycocotools' own COCOeval takes maxDets, but summarizes AP at 100 whatever it is given
+        # pycocotools' own COCOeval takes maxDets, but always summarizes AP at 100.
         self._coco_eval = COCOevalMaxDets
         if backend == "hotcoco":
             import hotcoco
@@ -72,7 +72,7 @@ class CocoEvaluator(COCOEvaluator):
             self._coco_eval = hotcoco.COCOeval
             try:
                 self._coco_api = hotcoco.COCO(_essentials(self._coco_api.dataset))
-            except ValueError as error:  # ids that are no numbers, for one
+            except ValueError as error:  # for example, ids that are not numbers
                 raise UserError(
                     f"hotcoco cannot read {self._metadata.json_file} ({error}); use "
                     "data.evaluator=pycocotools"
@@ -81,13 +81,13 @@ class CocoEvaluator(COCOEvaluator):
     def _eval_predictions(self, predictions: list[dict], img_ids: list[int] | None = None) -> None:
         """Writes the detections as COCO results, and fills ``self._results`` with the metrics.
 
-        This replaces the base class's method, which knows two classes by name and takes no other.
-        The steps are those of detectron2 (Apache-2.0, ``evaluation/coco_evaluation.py``), for boxes
-        and masks.
+        This replaces the base class's method, which accepts only two ``COCOeval`` classes. The
+        steps are those of detectron2 (Apache-2.0, ``evaluation/coco_evaluation.py``), for boxes and
+        masks.
 
         Args:
-            predictions: Of every image its ``instances`` in COCO's results format, but with the
-                model's class in ``category_id``.
+            predictions: For every image its ``instances`` in COCO's results format, but with the
+                model's class as ``category_id``.
             img_ids: The images to evaluate; all if None.
         """
         results = list(itertools.chain.from_iterable(p["instances"] for p in predictions))
@@ -121,7 +121,7 @@ class CocoEvaluator(COCOEvaluator):
         if img_ids is not None:
             coco_eval.params.imgIds = img_ids
         with warnings.catch_warnings():
-            # hotcoco warns of maxDets that are not COCO's; here they are asked for
+            # hotcoco warns of maxDets that are not COCO's, but the settings ask for them.
             warnings.filterwarnings("ignore", message="hotcoco: max_dets differ")
             coco_eval.evaluate()
             coco_eval.accumulate()
@@ -129,7 +129,7 @@ class CocoEvaluator(COCOEvaluator):
         return coco_eval
 
     def _derive_coco_results(self, coco_eval, iou_type: str, class_names=None) -> dict:
-        """The base class leaves out the classes where there is only one."""
+        """Adds AP per class if there is only one class, which the base class leaves out."""
         results = super()._derive_coco_results(coco_eval, iou_type, class_names)
         if coco_eval is not None and class_names is not None and len(class_names) == 1:
             results[f"AP-{class_names[0]}"] = results["AP"]
@@ -139,7 +139,7 @@ class CocoEvaluator(COCOEvaluator):
 
 
 def _essentials(dataset: dict) -> dict:
-    """What the metrics need; hotcoco is strict about the types of everything else, too."""
+    """The entries that the metrics need; hotcoco would check the types of all others, too."""
     keys = {
         "images": ("id", "width", "height"),
         "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"),
@@ -152,9 +152,10 @@ def _essentials(dataset: dict) -> dict:
 
 
 def build_evaluation(cfg: DictConfig, run: Run) -> Callable[[nn.Module], dict] | None:
-    """COCO metrics of a model on ``dataloader.test``: printed, and in ``metrics_test.json``.
+    """Builds the function that computes COCO metrics of a model on ``dataloader.test``.
 
-    None where ``dataloader.evaluator`` is null.
+    The function also prints the metrics and writes ``metrics_test.json``. There is none if
+    ``dataloader.evaluator`` is null.
     """
     if cfg.dataloader.get("evaluator") is None:
         logger.warning("dataloader.evaluator is null: nothing is evaluated")

@@ -1,4 +1,4 @@
-"""A detector, and the names of its classes, from a checkpoint that is read once."""
+"""A detector and the names of its classes from a checkpoint, which is read only once."""
 
 import logging
 import re
@@ -33,10 +33,10 @@ def load_detector(
         cfg: The config.
         found: What `read_checkpoint` found in the file.
         device: Where the model runs.
-        classes: Names of the classes that it must detect, if anybody knows them.
+        classes: Names of the classes that the detector must have, if they are known.
 
     Raises:
-        UserError: the file does not hold the whole detector, or one of other classes.
+        UserError: the file does not hold the whole detector, or holds one of other classes.
     """
     check_class_names(found.meta.get("classes"), classes or [], found.path)
     has_heads = any(name.startswith("roi_heads.") for name in found.outside)
@@ -60,27 +60,27 @@ def load_detector(
 
 
 def read_detector(cfg: DictConfig, path: str | Path | None = None) -> tuple[DictConfig, Checkpoint]:
-    """Reads a detector's file and takes the number of classes from it: no annotations are needed.
+    """Reads a detector's checkpoint and takes the number of classes from it, not from annotations.
 
     Args:
         cfg: A detection config.
-        path: The file; by default the config's ``train.init_checkpoint``.
+        path: The checkpoint; by default the config's ``train.init_checkpoint``.
 
     Returns:
-        The config with that number, and what is in the file.
+        The config with the number of classes, and the content of the checkpoint.
 
     Raises:
-        UserError: the config is of another stage, or there is no such file.
+        UserError: the config is of another stage, or the checkpoint cannot be read.
     """
     needed = "model.roi_heads", "data.image_size", "dataloader.test", "train.init_checkpoint"
     require_sections(cfg, "the config", "coco and configs/custom", *needed)
     check_settings(cfg, {"data.image_size": whole(1)})
     path = path or cfg.train.init_checkpoint
     if not path:
-        raise UserError("a trained detector is needed: train.init_checkpoint=FILE")
+        raise UserError("give the checkpoint of a trained detector: train.init_checkpoint=FILE")
     found = read_checkpoint(path)
     for name, value in found.outside.items():
-        # one row more, for the background; a cascade has several predictors
+        # One more row is for the background. A cascade has several predictors.
         if re.fullmatch(r"roi_heads\.box_predictor\.(\d+\.)?cls_score\.weight", name):
             cfg = with_settings(cfg, {"model.roi_heads.num_classes": value.shape[0] - 1})
     return cfg, found
@@ -91,18 +91,18 @@ def find_categories(
 ) -> list[dict]:
     """The classes of a detector as COCO categories, ``id`` and ``name``.
 
-    Names come from ``file``, else from the checkpoint, else from the annotations that the config
-    names, else they are COCO's if there are 80, else "class 1" and so on. Ids are those of the
-    source with these names, else they count from 1.
+    Names come from the first source that has them: ``file``, the checkpoint, the annotations in the
+    config, COCO if there are 80 classes. Otherwise they are "class 1" and so on. Ids come from
+    annotations or COCO with the same names. Otherwise they count from 1.
 
     Args:
         cfg: The config, for ``data.{train,val}.annotations``.
-        num_classes: How many there must be.
+        num_classes: Number of classes of the detector.
         names: The checkpoint's ``meta["classes"]``, if it has them.
-        file: One name a line, or annotations in COCO format (.json).
+        file: One name per line, or annotations in COCO format (.json).
 
     Raises:
-        UserError: the file cannot be read or has another number of classes.
+        UserError: ``file`` cannot be read or has another number of classes.
     """
     if file is not None:
         categories = _read_categories(Path(file))
@@ -119,13 +119,13 @@ def find_categories(
             return _plain(categories)
         if len(known) != num_classes and source != "COCO":
             logger.warning(
-                "%s has %d classes, the checkpoint %d: its names are not used",
+                "%s has %d classes, the checkpoint has %d: the file's names are not used",
                 source,
                 len(known),
                 num_classes,
             )
     if names and len(names) != num_classes:
-        logger.warning("The checkpoint has %d classes and %d names", num_classes, len(names))
+        logger.warning("The checkpoint has %d classes, but %d names", num_classes, len(names))
         names = None
     names = names or [f"class {i}" for i in range(1, num_classes + 1)]
     return [{"id": i, "name": str(name)} for i, name in enumerate(names, start=1)]

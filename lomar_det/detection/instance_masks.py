@@ -11,9 +11,9 @@ from torch import Tensor
 class InstanceMasks:
     """The masks of one image's instances, each kept as run lengths within its own region.
 
-    As a field of detectron2's `Instances` it can be indexed by slices and tensors. Masks of the
-    whole image are made one at a time, by iterating, or all at once by ``numpy.asarray``, which
-    is (N, height, width) and can be large.
+    As a field of detectron2's `Instances` it can be indexed by slices and tensors. Iterating makes
+    masks of the whole image, one at a time. ``numpy.asarray`` makes all at once, (N, height,
+    width), which can be large.
 
     Args:
         size: (height, width) of the image.
@@ -30,13 +30,13 @@ class InstanceMasks:
     def paste(
         cls, masks: Tensor, boxes: Tensor, size: tuple[int, int], offset: tuple[int, int] = (0, 0)
     ) -> "InstanceMasks":
-        """From what a mask head predicts, pasted as `detector_postprocess` does.
+        """Pastes the predictions of a mask head, as `detector_postprocess` does.
 
         Args:
             masks: (N, M, M) probabilities.
-            boxes: (N, 4) where they belong, in pixels of a tile.
+            boxes: (N, 4) boxes of the masks, in pixels of a tile.
             size: (height, width) of the whole image.
-            offset: (x, y) of the tile's upper left pixel in it.
+            offset: (x, y) of the tile's upper left pixel in the image.
         """
         corners, regions = [], []
         for mask, box in zip(masks, boxes, strict=True):
@@ -85,7 +85,7 @@ class InstanceMasks:
         return InstanceMasks(parts[0].size, corners, [r for part in parts for r in part._regions])
 
     def union(self) -> "InstanceMasks":
-        """One mask that holds all of them."""
+        """All masks united in one."""
         parts = list(self.regions())
         x0, y0 = min(x for x, _, _ in parts), min(y for _, y, _ in parts)
         height = max(y + mask.shape[0] for _, y, mask in parts) - y0
@@ -99,7 +99,7 @@ class InstanceMasks:
 def _full_rle(region: np.ndarray, x: int, y: int, height: int, width: int) -> dict:
     """Run lengths of a (height, width) image that is zero outside the region at (x, y).
 
-    COCO counts down the columns, so that the runs follow from those of the region. No array of the
+    COCO counts down the columns, so the runs follow from those of the region. No array of the
     image's size is made.
     """
     columns = np.pad(region.T, ((0, 0), (1, 1))).astype(np.int8)

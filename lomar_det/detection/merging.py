@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_area
 
-BORDER = 0.01  # of a tile's side: a box this near to a border of the tile counts as cut there
+BORDER = 0.01  # share of a tile's side; a box this close to a border of the tile counts as cut
 
 
 def group_detections(
@@ -25,24 +25,24 @@ def group_detections(
     """Which detections of overlapping tiles make up the objects of an image.
 
     1. A detection that an inner border of its tile cuts is dropped if it lies well inside another
-       tile: that one saw the same and more, and decides.
+       tile: the other tile saw more of the object.
     2. Non-maximum suppression per class removes duplicates among the detections that no border
        cuts.
-    3. What is left was cut in every tile, since it is larger than the overlap. It is the same
-       object as a detection of that class in another tile if both cover the same part, by
-       ``threshold``, of the area that both tiles see. Such parts are one object. If one of them is
-       a detection that no border cuts, it stands alone for the object.
+    3. A remaining cut detection was cut in every tile, because it is larger than the overlap. It
+       belongs to the same object as a detection of its class in another tile if, in the area that
+       both tiles see, their intersection over union reaches ``threshold``. If no border cuts one
+       of the detections of an object, that detection alone is the object.
 
     Args:
         boxes: (N, 4) in pixels of the image.
         scores, classes: (N,).
-        tile_ids: (N,) index into ``tiles`` of the tile that each was detected in.
+        tile_ids: (N,) index into ``tiles`` of each detection's tile.
         tiles: (T, 4) all tiles.
         size: (width, height) of the image.
         threshold: Intersection over union from which two boxes are the same.
 
     Returns:
-        The objects, best score first, each as the indices of the detections that it consists of.
+        The objects, best score first, each as a list of indices of its detections.
     """
     tiles = tiles.to(boxes)
     inside = _without_inner_borders(tiles, size)
@@ -97,7 +97,7 @@ def _paired_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _components(neighbours: dict[int, list[int]]) -> Iterator[list[int]]:
-    """Groups of what is connected, directly or not."""
+    """Yields groups of indices that are connected, directly or indirectly."""
     seen: set[int] = set()
     for start in neighbours:
         group, stack = [], [start]

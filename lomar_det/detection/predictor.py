@@ -37,15 +37,15 @@ class Predictor:
         names = [predictor.categories[i]["name"] for i in instances.pred_classes]
 
     Args:
-        config: A LazyConfig, as a file or loaded; the number of classes and whether there are
-            masks follow from the checkpoint.
+        config: A config file (.py or .yaml) or a loaded LazyConfig. The checkpoint decides the
+            number of classes and whether there are masks.
         checkpoint: The whole detector; by default the config's ``train.init_checkpoint``.
-        confidence_threshold: Detections must score above it.
-        max_detections: Most detections of an image, the best ones; by default the config's
-            number, which then counts for each tile.
-        tile_size: Look at larger images in tiles of this many pixels; 0 looks at them whole.
+        confidence_threshold: Detections must have a higher score.
+        max_detections: Keep at most this many detections of an image, the best ones; by default
+            the config's number, which then applies to each tile.
+        tile_size: Cut larger images into tiles of this many pixels; 0 takes every image whole.
         tile_overlap: Pixels that neighbouring tiles share; by default a quarter of their size.
-        classes: See `find_categories`.
+        classes: The ``file`` of `find_categories`.
 
     Attributes:
         model: The detectron2 model.
@@ -69,7 +69,7 @@ class Predictor:
         if not 0 <= confidence_threshold < 1:
             raise UserError(f"confidence threshold {confidence_threshold} is not between 0 and 1")
         if max_detections is not None and max_detections < 1:
-            raise UserError(f"the most detections of an image, {max_detections}, must be above 0")
+            raise UserError(f"the maximum of detections, {max_detections}, must be above 0")
         cfg = config if isinstance(config, DictConfig) else load_any_config(config, [])
         cfg, found = read_detector(cfg, checkpoint)
         self.max_detections = max_detections
@@ -91,7 +91,7 @@ class Predictor:
                 if isinstance(limit, int):  # a config may say "auto"
                     module.test_topk_per_image = limit
         if isinstance(limit, int):
-            topk = self.model.proposal_generator.post_nms_topk  # keys: is it training?
+            topk = self.model.proposal_generator.post_nms_topk  # {True: training, False: test}
             topk[False] = max(topk[False], limit)
 
     def __call__(self, image: str | Path | Image.Image | np.ndarray) -> Instances:
@@ -125,7 +125,7 @@ class Predictor:
         augmented = T.AugInput(pixels)
         try:
             self._augment(augmented)
-        except ValueError as error:  # an image so narrow that a side becomes 0 pixels
+        except ValueError as error:  # the image is so narrow that a side becomes 0 pixels
             raise UserError(
                 f"an image of {width} x {height} pixels cannot be resized to {self.image_size} "
                 f"({error}); cut it into shorter pieces, or use tiles"
@@ -162,7 +162,7 @@ def _open(image: str | Path | Image.Image | np.ndarray) -> Image.Image:
 
 
 def _merge(parts: list[Instances], tiles: list[Box], size: tuple[int, int]) -> Instances:
-    """The instances of all tiles in one, every object once; see `group_detections`."""
+    """Joins the instances of all tiles, every object once; see `group_detections`."""
     tile_ids = torch.cat([torch.full((len(part),), i) for i, part in enumerate(parts)])
     every = Instances.cat(parts)
     boxes = every.pred_boxes.tensor

@@ -7,7 +7,7 @@ from ..config.rules import check_settings, number, one_of, pair, whole
 from ..config.settings import DetectionData, DetectionSettings, OwnData
 from .contradictions import refuse_contradictions
 
-# Arguments of the calls in a config; their defaults stand in `configs/common`.
+# Settings that are arguments of ``L(...)`` calls; `configs/common` has their defaults.
 _CALLS = {
     "optimizer.lr": number("(0, inf)"),
     "optimizer.weight_decay": number("[0, inf)"),
@@ -26,7 +26,7 @@ _SECTIONS = "model", "data", "dataloader.train", "optimizer", "lr_multiplier", "
 
 
 def check_detection_config(cfg: DictConfig, path: str) -> DetectionSettings:
-    """The ``train`` section of a detection config, in which everything obeys its rules.
+    """Checks all settings of a detection config and returns its ``train`` section.
 
     Raises:
         UserError: the config, read from ``path``, is of another stage, or a setting is wrong.

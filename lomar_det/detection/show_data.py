@@ -25,10 +25,10 @@ def visualize_detection_data(
 
     Args:
         cfg: A LazyConfig of `configs/custom` or `configs/coco`, overrides applied.
-        output: Folder for the images.
-        num: How many.
-        annotations_only: Whole images with their annotations, in the order of the file; else what
-            the training loader yields under ``train.seed``, in its order, after augmentation.
+        output: Folder for the drawings.
+        num: Number of samples.
+        annotations_only: Draw whole images with their annotations, in the order of the file.
+            Otherwise draw what the training loader yields under ``train.seed``.
 
     Returns:
         The files written.
@@ -74,7 +74,7 @@ def draw_sample(image: Tensor, instances: Instances, names: list[str]) -> Image.
     Args:
         image: (3, H, W), uint8.
         instances: With ``gt_boxes``, ``gt_classes`` and, maybe, ``gt_masks``.
-        names: Of the classes; without them, numbers are shown.
+        names: Class names; if empty, class numbers are drawn.
     """
     classes = instances.gt_classes.tolist()
     masks = None

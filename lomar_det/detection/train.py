@@ -39,15 +39,15 @@ def main(args: argparse.Namespace) -> dict:
         batch = 0 if args.eval_only else cfg.dataloader.train.total_batch_size
         run = setup_run(settings, batch, args.resume)
         seed_everything(settings.seed)
-        # The data is looked at after the loggers exist, so that what it decides is on record.
+        # Reads the data after the loggers exist, so that the log tells what the data decide.
         facts = configure_data(cfg, training=not args.eval_only)
         cfg = cfg if facts is None else facts.apply(cfg)
         classes = dataset_classes(cfg.dataloader.test.dataset)
-        evaluate = build_evaluation(cfg, run)  # what is wrong with it shows now, not in hours
+        evaluate = build_evaluation(cfg, run)  # a wrong setting shows now, not after hours
         if args.eval_only:
             if not settings.init_checkpoint or evaluate is None:
                 raise UserError(
-                    "--eval-only needs weights, train.init_checkpoint=FILE, and an evaluator, "
+                    "--eval-only needs a checkpoint, train.init_checkpoint=FILE, and an evaluator, "
                     "dataloader.evaluator"
                 )
             found = read_checkpoint(settings.init_checkpoint)

@@ -1,6 +1,6 @@
-"""The yacs route: a yaml config becomes the same LazyConfig that every run is made of.
+"""The yacs route: turns a yaml config into the LazyConfig that every run takes.
 
-So both kinds of file go through one engine. `SETTINGS` says what is called how.
+So both kinds of config go through one engine. `SETTINGS` maps settings to yacs keys.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from ..engine.setup import save_config
 from ..errors import UserError
 from ..modeling import add_lomar_config
 
-# Calls of a LazyConfig -> settings in yacs. What the data decide about the model goes back.
+# Setting in an ``L(...)`` call -> yacs key. Those of the model also go back (`current_node`).
 _CALLS = {
     "model.backbone.net.depth": "MODEL.LOMAR.DEPTH",
     "model.backbone.square_pad": "MODEL.LOMAR.SQUARE_PAD",
@@ -52,7 +52,7 @@ _CALLS = {
     "lr_multiplier.warmup_factor": "SOLVER.WARMUP_FACTOR",
     "lr_multiplier.gamma": "SOLVER.GAMMA",
 }
-# The sections say themselves what their settings are called.
+# Setting in a section -> the yacs key that its field names.
 _SECTIONS = {
     name: field.metadata["yacs"]
     for section, title in ((DetectionSettings, "train"), (DetectionData, "data"))
@@ -60,7 +60,7 @@ _SECTIONS = {
     if field.metadata["yacs"]
 }
 SETTINGS = _CALLS | _SECTIONS
-# What errors may name besides.
+# Further settings that errors may name.
 _OTHER_NAMES = {
     "train.wandb": "WANDB.PROJECT",
     "train.clip_grad_norm": "SOLVER.CLIP_GRADIENTS",
@@ -69,7 +69,7 @@ _OTHER_NAMES = {
     "model.backbone.net": "MODEL.LOMAR",
 }
 
-# Settings of detectron2 that this engine has no use for: to change one would change nothing.
+# Settings of detectron2 that this engine does not read; a config that changes one is refused.
 WITHOUT_EFFECT = {
     "training uses AdamW": (
         "SOLVER.MOMENTUM",
@@ -112,7 +112,7 @@ def is_yacs(path: str | Path) -> bool:
 
 
 def load_any_config(path: str | Path, overrides: list[str]) -> DictConfig:
-    """A LazyConfig from either kind of file: .py with ``key=value``, yaml with ``KEY VALUE``.
+    """Reads a config of either kind: .py with ``key=value``, yaml with ``KEY VALUE``.
 
     Raises:
         UserError: see `load_config`; in a yaml, a setting that does not exist or has no effect.
@@ -128,11 +128,11 @@ def load_any_config(path: str | Path, overrides: list[str]) -> DictConfig:
 
 
 def build_from_yacs(settings: str, **sections) -> nn.Module:
-    """`detectron2.modeling.build_model` for the ``model`` section of a run configured in yacs.
+    """Builds the model of a run configured in yacs, by `detectron2.modeling.build_model`.
 
     Args:
         settings: The CfgNode as yaml.
-        **sections: What `SETTINGS` lists under ``model``.
+        **sections: The settings under ``model`` that `SETTINGS` lists.
     """
     node = current_node(settings, sections)
     node.MODEL.DEVICE = str(torch.get_default_device())  # the engine moves the model
@@ -140,7 +140,11 @@ def build_from_yacs(settings: str, **sections) -> nn.Module:
 
 
 def current_node(settings: str, sections: dict) -> CfgNode:
-    """The CfgNode of a run, with what the data have decided since."""
+    """The CfgNode of a run, with the model's settings that follow from the data.
+
+    Args:
+        settings, sections: See `build_from_yacs`.
+    """
     node = _default_node()
     node.merge_from_other_cfg(CfgNode.load_cfg(settings))
     model = OmegaConf.create({"model": sections}, flags={"allow_objects": True})
@@ -152,7 +156,7 @@ def current_node(settings: str, sections: dict) -> CfgNode:
 
 
 def save_run_config(cfg: DictConfig, output_dir: str | Path, name: str = "config.yaml") -> None:
-    """As `save_config`, but a run configured in yacs is saved as yacs, for ``--config-file``."""
+    """Like `save_config`, but saves a run configured in yacs as a yaml for ``--config-file``."""
     if cfg.model._target_ is build_from_yacs:
         sections = {key: cfg.model[key] for key in cfg.model if key not in ("_target_", "settings")}
         text = current_node(cfg.model.settings, sections).dump()
@@ -164,7 +168,7 @@ def save_run_config(cfg: DictConfig, output_dir: str | Path, name: str = "config
 
 @contextlib.contextmanager
 def naming_yacs_keys(path: str | Path) -> Iterator[None]:
-    """Errors of a run configured in yacs say which of its keys the settings are."""
+    """Errors of a run configured in yacs also name the yacs keys of the settings."""
     try:
         yield
     except UserError as error:
@@ -217,7 +221,7 @@ def _check_effects(node: CfgNode, defaults: CfgNode) -> None:
     for why, keys in WITHOUT_EFFECT.items():
         for key in keys:
             if _get(node, key) != _get(defaults, key):
-                raise UserError(f"{key} has no effect here: {why}. Leave it {_get(defaults, key)}")
+                raise UserError(f"{key} has no effect here: {why}. Set it to {_get(defaults, key)}")
     if node.WANDB.NAME and not node.WANDB.PROJECT.strip():
         raise UserError("WANDB.NAME has no effect here: WANDB.PROJECT is empty. Name a project")
     clip = node.SOLVER.CLIP_GRADIENTS
@@ -232,7 +236,7 @@ def _check_effects(node: CfgNode, defaults: CfgNode) -> None:
         raise UserError(f"DATASETS.TEST={node.DATASETS.TEST}: evaluate one data set at a time")
     for key in ("TRAIN_JSON_FILE", "TRAIN_IMAGE_ROOT", "TEST_JSON_FILE", "TEST_IMAGE_ROOT"):
         if node.DATASETS[key]:
-            raise UserError(f"DATASETS.{key} is data of one's own: leave TRAIN and TEST empty, ()")
+            raise UserError(f"DATASETS.{key} is for data of your own: set TRAIN and TEST to ()")
 
 
 def _to_lazy(node: CfgNode) -> DictConfig:
@@ -249,7 +253,7 @@ def _to_lazy(node: CfgNode) -> DictConfig:
     if node.DATASETS.TEST:
         del cfg.data.train, cfg.data.val
         cfg.dataloader.test.dataset.names = node.DATASETS.TEST[0]
-    if node.TEST.DETECTIONS_PER_IMAGE != 100:  # else as many as the data need
+    if node.TEST.DETECTIONS_PER_IMAGE != 100:  # 100, the default, is "auto"
         if not node.DATASETS.TEST:
             cfg.data.max_detections = node.TEST.DETECTIONS_PER_IMAGE
         cfg.dataloader.evaluator.max_dets_per_image = node.TEST.DETECTIONS_PER_IMAGE

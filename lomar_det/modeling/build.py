@@ -9,7 +9,7 @@ from .norm import fuse_norms
 
 
 def build_model(cfg: DictConfig) -> nn.Module:
-    """Instantiates ``cfg.model``; what the model says of a wrong setting becomes a `UserError`.
+    """Instantiates ``cfg.model``; an error of the model becomes a `UserError`.
 
     The ``LN`` of detectron2's heads becomes a `ChannelLayerNorm`, which computes the same.
     """

@@ -39,11 +39,11 @@ class LoMaRViT(Backbone):
     """Plain ViT with iRPE for detection; takes any image size, square or not.
 
     The iRPE tables come from pretraining as they are: nothing is interpolated, and the row of the
-    class token is dropped. With ``rel_pos="decomposed", use_abs_pos=True`` it computes exactly what
-    detectron2's own ViT computes, with the same state-dict names (the MAE baseline).
+    class token is dropped. With ``rel_pos="decomposed", use_abs_pos=True`` the model computes
+    exactly what detectron2's own ViT computes, with the same state-dict names (the MAE baseline).
 
     Args:
-        img_size: Training image size in pixels; only lays out decomposed tables.
+        img_size: Training image size in pixels; only the size of decomposed tables depends on it.
         patch_size: Side of a patch in pixels, and the stride of the feature.
         embed_dim, depth, num_heads, mlp_ratio: The transformer.
         window_size: Side of the attention windows in tokens.
@@ -55,12 +55,15 @@ class LoMaRViT(Backbone):
         attention_backend: See `lomar_det.layers.irpe.dispatch`.
         use_act_checkpoint: Recompute each block in backward to save memory.
         out_feature: Name of the output feature.
-        freeze_at: 0 trains everything; 1 freezes patch embedding and positions; 1 + k also the
-            first k blocks, without stochastic depth; 1 + ``depth`` is a frozen backbone. Frozen
+        in_chans: Channels of the images.
+        qkv_bias: Biases for queries, keys and values.
+        freeze_at: 0 trains everything; 1 freezes patch embedding and positions; 1 + k also freezes
+            the first k blocks, without stochastic depth; 1 + ``depth`` freezes the backbone. Frozen
             parameters stay out of the optimizer, and frozen blocks keep nothing for backward.
 
     Raises:
-        ValueError: contradictory settings; in ``forward``, an image that is not whole patches.
+        ValueError: settings contradict each other; in ``forward``, the sides of the images are not
+            multiples of the patch size.
     """
 
     def __init__(
@@ -133,7 +136,7 @@ class LoMaRViT(Backbone):
                 self.pos_embed.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "LoMaRViT":
-        """As in torch, but frozen blocks stay in eval mode: a fixed feature drops no paths."""
+        """As in torch, but frozen blocks stay in eval mode, without stochastic depth."""
         super().train(mode)
         self.blocks[: self.num_frozen_blocks].eval()
         return self
@@ -143,7 +146,7 @@ class LoMaRViT(Backbone):
         return self.patch_size
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, height, width), multiples of the patch size -> {out_feature: (B, C, H, W)}."""
+        """(B, in_chans, height, width) -> {out_feature: (B, C, H, W)}."""
         H, W = grid_size(images.shape[-2:], self.patch_size)
         grid = TokenGrid(H, W)
         x = self.patch_embed(images)  # (B, N, C)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 class ChannelLayerNorm(LayerNorm):
     """The same numbers as detectron2's ``LN``, with the same parameters.
 
-    detectron2 writes the formula out, step by step, and every step reads and writes the whole
-    feature and is kept for backward. The result here has its channels last in memory, as fast
-    convolutions want it; ROIAlign alone makes a copy with another layout.
+    detectron2 writes the formula out step by step. Every step reads and writes the whole feature
+    and is kept for backward. The result here has its channels last in memory, which makes
+    convolutions fast; only ROIAlign copies it to another layout.
     """
 
     def forward(self, x: Tensor) -> Tensor:

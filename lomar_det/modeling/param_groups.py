@@ -25,17 +25,17 @@ def layer_decay_params(
 
     The tables decay with their block's learning rate and get no weight decay, like ViTDet's
     absolute positions. Frozen parameters are left out. For LazyConfig:
-    ``optimizer = L(AdamW)(params=L(layer_decay_params)(...))``; the trainer fills in ``model``.
+    ``optimizer = L(AdamW)(params=L(layer_decay_params)(...))``; the run fills in ``model``.
 
     Args:
         model: A detector; blocks are found by the names ``backbone...blocks.N``.
         base_lr: Learning rate of everything above the blocks.
-        weight_decay: Of everything that the other arguments do not name.
+        weight_decay: Weight decay of all parameters that the other arguments do not name.
         lr_decay_rate: Factor of the learning rate from each block to the one below it.
-        num_layers: Blocks of the backbone.
-        weight_decay_norm: Of torch's normalisation layers; None is ``weight_decay``. As in
-            detectron2, not of the channel-first ones that it has in pyramid and heads.
-        decay_vectors: False for no weight decay on any vector: biases and norms, as in timm.
+        num_layers: Number of blocks in the backbone.
+        weight_decay_norm: Weight decay of torch's normalisation layers; None is ``weight_decay``.
+            As in detectron2, the channel-first norms of pyramid and heads are not among them.
+        decay_vectors: False switches weight decay off for vectors: biases and norms, as in timm.
         no_weight_decay: Names of further parameters without weight decay.
 
     Raises:

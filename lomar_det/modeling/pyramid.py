@@ -1,4 +1,4 @@
-"""ViTDet's simple feature pyramid, with padding that happens."""
+"""ViTDet's simple feature pyramid for images of any size."""
 
 import math
 
@@ -14,10 +14,10 @@ from .norm import fuse_norms
 class LoMaRFeaturePyramid(SimpleFeaturePyramid):
     """detectron2's `SimpleFeaturePyramid` for images of any size.
 
-    Three differences: the key of ``padding_constraints`` is spelled as ImageList reads it (upstream
-    misspells it, so images are never padded to the stride); ``square_pad`` is off by default, so
-    that an image costs what it has pixels; norms are `ChannelLayerNorm`. Arguments are those of the
-    base class.
+    There are three differences. ``padding_constraints`` has the key that ImageList reads; upstream
+    misspells it, so images are never padded to the stride. ``square_pad`` is off by default, so
+    that small images cost less. Norms are `ChannelLayerNorm`. Arguments are those of the base
+    class.
     """
 
     def __init__(

@@ -8,10 +8,10 @@ from ..config.settings import DetectionData, DetectionSettings
 def add_lomar_config(cfg: CfgNode) -> None:
     """Adds what LoMaR-Det's backbones and training need to detectron2's default settings.
 
-    ``cfg.MODEL.LOMAR`` is ViT-B/16 as pretrained by LoMaR, on RGB images with ImageNet statistics;
-    its names are the arguments of `LoMaRViT`. ``MODEL.BACKBONE.FREEZE_AT`` is its ``freeze_at``, 0
-    instead of detectron2's 2. What follows belongs to `tools/train_net.py`; in a training loop of
-    your own, load weights by `lomar_det.checkpoint.load_weights(model, path)`.
+    ``cfg.MODEL.LOMAR`` is ViT-B/16 as pretrained by LoMaR, on RGB images with ImageNet statistics.
+    Its keys are arguments of `LoMaRViT`. ``MODEL.BACKBONE.FREEZE_AT`` is ``freeze_at``, 0 instead
+    of detectron2's 2. The other settings are for `tools/train_net.py`. In a training loop of your
+    own, load weights by `lomar_det.checkpoint.load_weights(model, path)`.
     """
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]
     cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
@@ -41,8 +41,8 @@ def add_lomar_config(cfg: CfgNode) -> None:
     )
     cfg.INPUT.FORMAT = "RGB"
 
-    # COCO-format data of one's own, as in register_coco_instances; DATASETS.TRAIN and TEST are
-    # empty then, and classes, masks and detections per image follow from the files.
+    # COCO-format data of the user's own, as in register_coco_instances. DATASETS.TRAIN and TEST are
+    # then empty; classes, masks and detections per image follow from the files.
     cfg.DATASETS.TRAIN_JSON_FILE = ""
     cfg.DATASETS.TRAIN_IMAGE_ROOT = ""
     cfg.DATASETS.TEST_JSON_FILE = ""
@@ -55,15 +55,15 @@ def add_lomar_config(cfg: CfgNode) -> None:
     cfg.SOLVER.WARMUP_ITERS = 250
     cfg.SOLVER.AMP.ENABLED = True
     cfg.SEED = 0
-    # Weights & Biases, where a project is named
+    # Weights & Biases, if a project is named
     cfg.WANDB = CfgNode({"PROJECT": "", "NAME": ""})
     _add_sections(cfg)
-    # null is "auto" here: a yaml cannot hold both a word and a number
+    # null means "auto": a yacs key that holds a word cannot be set to a number.
     cfg.SOLVER.ACCUMULATION_STEPS = None
 
 
 def _add_sections(cfg: CfgNode) -> None:
-    """The settings of the sections that name a yacs key; detectron2's own keep its defaults."""
+    """Adds the settings whose fields name a yacs key; keys of detectron2 keep its defaults."""
     for section in (DetectionSettings, DetectionData):
         for _, field in section.walk(""):
             key = field.metadata["yacs"]
