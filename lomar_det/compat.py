@@ -1,4 +1,4 @@
-"""Is there a detectron2 that has ViTDet? Probes for what is needed, never compares versions."""
+"""Looks for a detectron2 that has ViTDet: imports what is needed, compares no versions."""
 
 import importlib.util
 import warnings
@@ -13,12 +13,12 @@ _REMEDY = (
 def _find_problem() -> str | None:
     if importlib.util.find_spec("detectron2") is None:
         return f"lomar_det: detectron2 is not installed. {_REMEDY}"
-    # torch warns of what detectron2 uses; users can do nothing about it
+    # torch warns of what detectron2 uses; users cannot change that.
     warnings.filterwarnings("ignore", message="`torch.jit.script.*` is deprecated")
     try:
         from detectron2.config import LazyConfig  # noqa: F401
         from detectron2.modeling import SimpleFeaturePyramid, ViT  # noqa: F401
-    except Exception as error:  # an old one may fail in many ways, on Pillow or setuptools for one
+    except Exception as error:  # an old detectron2 may fail in many ways
         return (
             f"lomar_det: the installed detectron2 cannot be used ({error}): it is too old to have "
             f"ViTDet, or a package that it needs is missing or too new. {_REMEDY}"

@@ -2,7 +2,7 @@
 
 import errno
 
-# The end of a remedy: not every tool has the option.
+# The end of a remedy. Not every tool has --resume.
 AGAIN = "then run the same command again, with --resume if it has that option"
 
 
@@ -15,9 +15,9 @@ class UserError(ValueError):
 
 
 def user_message(error: UserError) -> str:
-    """The message alone, also of an error that a loader's worker raised.
+    """The message of an error in one line, also if a worker of a loader raised it.
 
-    torch re-raises those with the worker's whole traceback as their text.
+    torch re-raises a worker's error with the worker's whole traceback as its text.
     """
     text, name = str(error), type(error).__name__
     if text.startswith(f"Caught {name} in DataLoader worker"):
@@ -26,18 +26,18 @@ def user_message(error: UserError) -> str:
 
 
 def as_user_error(error: BaseException | None) -> UserError | None:
-    """What a user can mend, as one line; None for a defect of ours."""
+    """The error as a `UserError` if the user can mend its cause; None for a defect of ours."""
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UserError(f"{error}; free disk space, {AGAIN}")
     if not isinstance(error, RuntimeError):
         return None
-    if str(error).startswith("DataLoader worker (pid"):  # torch's words when one was killed
+    if str(error).startswith("DataLoader worker (pid"):  # torch's words for a killed worker
         return UserError(
             f"{str(error).strip(' .')}. Most often the machine ran out of memory: lower "
-            f"num_workers (of data, or dataloader.train), or make room, {AGAIN}"
+            f"data.num_workers (or dataloader.train.num_workers), or free memory, {AGAIN}"
         )
-    # torch.save buries a full disk under an error of its zip writer
+    # torch.save hides a full disk behind an error of its zip writer.
     cause = error.__context__
     return as_user_error(cause) if isinstance(cause, OSError) else None

@@ -1,4 +1,4 @@
-"""The classes of a detector travel with its checkpoints, as ``meta["classes"]``."""
+"""The names of classes, which checkpoints hold as ``meta["classes"]``."""
 
 from detectron2.data import MetadataCatalog
 from omegaconf import DictConfig
@@ -7,14 +7,16 @@ from ..errors import UserError
 
 
 def dataset_classes(dataset: DictConfig) -> list[str]:
-    """Names of the classes of ``dataloader.{train,test}.dataset``; empty if nobody knows them."""
+    """Names of the classes of ``dataloader.{train,test}.dataset``; empty if they are unknown."""
     names = dataset.get("names") or []
     names = [names] if isinstance(names, str) else list(names)
     return list(MetadataCatalog.get(names[0]).get("thing_classes", [])) if names else []
 
 
 def check_class_names(trained: list[str] | None, given: list[str], checkpoint: str) -> None:
-    """A model counts its classes; evaluated on others, its numbers would mean nothing.
+    """Refuses data with other classes than the model was trained on.
+
+    A model has only the numbers of its classes, so its metrics on other classes mean nothing.
 
     Raises:
         UserError: the names differ, or their order.
@@ -27,5 +29,5 @@ def check_class_names(trained: list[str] | None, given: list[str], checkpoint: s
     raise UserError(
         f"{checkpoint} knows {len(trained)} classes, the validation data lists {len(given)}: "
         f"{differs if missing or added else 'the same ones in another order of their ids'}; it "
-        "must list all that the model was trained on, and no others"
+        "must list exactly the classes that the model was trained on"
     )

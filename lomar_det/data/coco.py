@@ -1,4 +1,4 @@
-"""Reading and registering a COCO-format data set; everything is checked before training starts."""
+"""Reads, checks and registers a COCO-format data set."""
 
 import json
 import logging
@@ -19,16 +19,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CocoSummary:
-    """What training needs to know of an annotation file.
+    """What training needs to know about an annotation file.
 
     Attributes:
         annotations, images: Paths of the annotation file and of the image folder.
-        class_names: In the order of the category ids, which need not be contiguous.
+        category_ids: In ascending order; they need not be contiguous.
+        class_names: In the order of ``category_ids``.
         class_counts: Non-crowd objects of each class.
-        num_images: All images; ``num_annotated_images`` of them have at least one non-crowd object.
-        num_instances: Non-crowd objects; there are ``num_crowds`` more regions.
+        num_images: All images.
+        num_annotated_images: Images with at least one non-crowd object.
+        num_instances: Non-crowd objects.
+        num_crowds: Crowd regions.
         max_instances: The most non-crowd objects in one image.
-        num_masks: Non-crowd objects with a segmentation; ``has_masks``: all of them have one.
+        num_masks: Non-crowd objects with a segmentation.
         has_rle: At least one non-crowd segmentation is a run-length encoding.
     """
 
@@ -47,6 +50,7 @@ class CocoSummary:
 
     @property
     def has_masks(self) -> bool:
+        """Whether there are non-crowd objects and all of them have a segmentation."""
         return self.num_masks == self.num_instances > 0
 
     def __str__(self) -> str:
@@ -121,7 +125,7 @@ def check_coco(
     decode: bool = False,
     progress: bool = False,
 ) -> tuple[dict | None, Findings]:
-    """All checks of a COCO-format set: `lomar_det.data.check` reports them, training obeys them.
+    """All checks of a COCO-format set, for `lomar_det.data.check` and for training.
 
     Args:
         annotations: The JSON file.
@@ -148,16 +152,16 @@ def check_coco(
 def read_coco_summary(
     annotations: str | Path, images: str | Path, for_evaluation: bool = False
 ) -> CocoSummary:
-    """Reads a COCO annotation file and checks it and the images it names; warnings are logged.
+    """Reads a COCO annotation file, and checks it and its images; logs the warnings.
 
     Args:
         annotations: The JSON file.
         images: The folder of its images.
-        for_evaluation: AP is computed on the set; otherwise it is trained on.
+        for_evaluation: The set is for evaluation; otherwise it is for training.
 
     Raises:
-        UserError: a file or folder is missing, or there is a finding of the level error; the
-            message names the first, and the remedy.
+        UserError: a file or folder is missing, or the checks find an error; the message names the
+            first error and its remedy.
     """
     annotations, images = Path(annotations).expanduser(), Path(images).expanduser()
     if not annotations.is_file():
@@ -184,7 +188,7 @@ def register_coco(
 ) -> CocoSummary:
     """Checks a COCO-format set and registers it in detectron2's catalogs under ``name``.
 
-    Registering the same name again replaces it, so that notebooks can be re-run.
+    A set that has this name already is replaced, so that notebooks can be re-run.
 
     Raises:
         UserError: see `read_coco_summary`.

@@ -1,7 +1,6 @@
 """From ``data.{train,val}.{annotations,images}`` to a config that is ready to train.
 
-`configure_data` looks at the files and returns what follows from them; `DataFacts.apply` is the one
-place where that enters a config.
+`configure_data` reads the files and returns facts. Only `DataFacts.apply` puts them into a config.
 """
 
 import logging
@@ -30,15 +29,15 @@ WITHOUT_MASKS = {
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What COCO-format files say about the detector that is trained or evaluated on them.
+    """What COCO-format files decide about the detector that is trained or evaluated on them.
 
     Attributes:
-        names: Split -> the names that it is registered under.
-        classes: Names of the classes, in the order of the model's.
+        names: Split -> its registered name or names.
+        classes: Names of the classes, in the model's order.
         use_masks: Train and evaluate a mask head.
-        has_rle: Masks are run lengths, at least some.
-        max_detections: Kept per image.
-        num_images: To train on.
+        has_rle: At least some masks are run-length encoded.
+        max_detections: Detections kept per image.
+        num_images: Images to train on.
     """
 
     names: Mapping[str, str | list[str]]
@@ -49,7 +48,7 @@ class DataFacts:
     num_images: int
 
     def apply(self, cfg: DictConfig) -> DictConfig:
-        """The config with everything that depends on the data; also for a cascade."""
+        """The config with all settings that depend on the data, those of a cascade included."""
         heads, limit = cfg.model.roi_heads, self.max_detections
         values: dict[str, Any] = {
             "model.roi_heads.num_classes": len(self.classes),
@@ -77,17 +76,17 @@ class DataFacts:
 
 
 def configure_data(cfg: DictConfig, training: bool = True) -> DataFacts | None:
-    """Registers the user's data in detectron2 and finds out what follows from it.
+    """Registers the user's data in detectron2 and finds the facts that a config needs.
 
     Args:
         cfg: A config of `configs/custom`.
         training: False for evaluation, which needs the ``val`` part only.
 
     Returns:
-        The facts; None for a config without ``data.val``: COCO under its registered names.
+        The facts; None for a config without ``data.val``, which takes COCO by its registered names.
 
     Raises:
-        UserError: a setting is missing, or see `read_coco_summary`.
+        UserError: a setting is missing or wrong; see also `read_coco_summary`.
     """
     if "val" not in cfg.data:
         return None
@@ -111,7 +110,7 @@ def configure_data(cfg: DictConfig, training: bool = True) -> DataFacts | None:
 def _register(
     split: str, annotations: str | list[str], images: str | list[str]
 ) -> tuple[str | list[str], CocoSummary]:
-    """Registers a split; that of training may be several files."""
+    """Registers a split; the one for training may have several files."""
     files, folders = as_list(annotations), as_list(images)
     if len(folders) == 1:
         folders *= len(files)
@@ -145,7 +144,7 @@ def _check_same_categories(first: CocoSummary, second: CocoSummary) -> None:
 
 def _use_masks(cfg: DictConfig, train: CocoSummary, val: CocoSummary) -> bool:
     if OmegaConf.select(cfg, "model.roi_heads.mask_head") is None:
-        return False  # as the user wants
+        return False  # the user has switched it off
     if not train.has_masks:
         some = f"masks for {train.num_masks} of {train.num_instances} objects"
         what = some if train.num_masks else "boxes only"
@@ -153,7 +152,7 @@ def _use_masks(cfg: DictConfig, train: CocoSummary, val: CocoSummary) -> bool:
         return False
     if val.num_instances and not val.has_masks:
         raise UserError(
-            f"{train.annotations} has masks but {val.annotations} has not: give both masks, or "
+            f"{train.annotations} has masks, but {val.annotations} does not: give both masks, or "
             "train on boxes only with model.roi_heads.mask_head=null"
         )
     return True

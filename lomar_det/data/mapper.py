@@ -19,9 +19,9 @@ from .images import load_image
 class RGBDatasetMapper(DatasetMapper):
     """`DatasetMapper` for RGB models whose images are opened by `load_image`.
 
-    detectron2's own turns 16-bit images white, float ones black and drops alpha, so that the
-    detector would see other images than its backbone was pretrained on. Arguments are those of
-    the base class; ``image_format`` must be RGB.
+    detectron2's own mapper turns 16-bit images white and float images black, and drops alpha. The
+    detector would see other images than its backbone in pretraining. Arguments are those of the
+    base class; ``image_format`` must be RGB.
     """
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -34,7 +34,7 @@ class RGBDatasetMapper(DatasetMapper):
         augmented = T.AugInput(image)
         try:
             transforms = self.augmentations(augmented)
-        except ValueError as error:  # Pillow's: an image so narrow that a side becomes 0 pixels
+        except ValueError as error:  # the image is so narrow that a side becomes 0 pixels
             raise UserError(
                 f"{dataset_dict['file_name']} of {image.shape[1]} x {image.shape[0]} pixels cannot "
                 f"be resized as the config says ({error}); cut it into shorter pieces"
@@ -50,6 +50,6 @@ class RGBDatasetMapper(DatasetMapper):
     def _transform_annotations(self, dataset_dict: dict, transforms, image_shape) -> None:
         if any(not entry.get("iscrowd", 0) for entry in dataset_dict["annotations"]):
             return super()._transform_annotations(dataset_dict, transforms, image_shape)
-        # The base class takes boxes from masks, and here there are no masks.
+        # The base class takes boxes from masks, but crowd regions alone leave no masks.
         del dataset_dict["annotations"]
         dataset_dict["instances"] = annotations_to_instances([], image_shape)

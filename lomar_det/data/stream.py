@@ -1,8 +1,8 @@
-"""Training samples whose stream depends on the seed and the position alone, for both stages.
+"""A stream of training samples that depends only on the seed and the position.
 
 detectron2's loader draws augmentations from the state of worker processes, so a resumed run sees
-other images. Here sample number n of the stream is the same whichever worker makes it and
-wherever the run was started, and a run can begin at any position.
+other images. Here, sample n of the stream depends neither on the worker that makes it nor on where
+the run was started. A run can begin at any position.
 """
 
 import contextlib
@@ -25,17 +25,19 @@ Unreadable = tuple[str, str]  # name of an image, and the reason
 
 
 class ReportedBatch(NamedTuple):
-    """A batch, and the images that other ones stand for in it because they cannot be read."""
+    """A batch, and the unreadable images that other images replace in it."""
 
     samples: Any
     unreadable: list[Unreadable]
 
 
 def get_rank() -> int:
+    """The index of this process; 0 if there is only one."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def get_world_size() -> int:
+    """The number of processes."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
@@ -52,7 +54,7 @@ def seed_everything(seed: int) -> None:
 
 
 def _seed_cpu(seed: int) -> None:
-    """torch.manual_seed asks for all devices: a third of a millisecond, for every sample."""
+    """Seeds CPU generators; torch.manual_seed seeds all devices, 0.3 ms more for every sample."""
     random.seed(seed)
     np.random.seed(seed)
     torch.random.default_generator.manual_seed(seed)
@@ -60,9 +62,9 @@ def _seed_cpu(seed: int) -> None:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Global generators seeded inside; in the main process, as they were afterwards.
+    """Seeds the global generators; the main process restores them afterwards.
 
-    In a worker process nobody else draws from them, so nothing needs to be restored.
+    In a worker process nothing else draws from them, so they need not be restored.
     """
     if get_worker_info() is not None:
         _seed_cpu(seed)
@@ -87,7 +89,7 @@ class StreamSampler(Sampler):
         start: Position in the global stream at which to begin.
         shuffle: False keeps the order of the data set.
         permutation: Draws the order of an epoch, all of ``range(size)``; by default every order is
-            equally likely. For data that are better read in some orders than in others.
+            equally likely. For data that is faster to read in some orders.
     """
 
     def __init__(
@@ -118,13 +120,13 @@ class SeededDataset(Dataset):
     """Makes sample ``(position, index)`` under a seed of its own.
 
     Args:
-        samples: What ``make`` takes, by index.
-        make: Turns an entry into a training sample; may return None ("cannot be used"), then
-            another one is drawn.
+        samples: Entries by index.
+        make: Turns an entry into a training sample. If it returns None ("cannot be used"), another
+            entry is drawn.
         seed: Combined with the position.
     """
 
-    max_tries = 100  # in a row: by chance never, even with half of the samples unusable
+    max_tries = 100  # in a row; never reached by chance, even if half of the entries are unusable
 
     def __init__(self, samples, make: Callable[[Any], Any], seed: int):
         self.samples, self.make, self.seed = samples, make, seed
@@ -144,15 +146,16 @@ class SeededDataset(Dataset):
 
 
 def quiet_worker(_: int) -> None:
-    """Workers leave Ctrl-C and the first SIGTERM to the main process.
+    """Makes a worker leave Ctrl-C, SIGUSR1, SIGHUP and the first SIGTERM to the main process.
 
-    Both often reach the whole process group: a worker that died of it would end the run before the
-    main process has written its checkpoint. A second SIGTERM counts, and so does a minute's wait.
+    These signals often reach the whole process group. A worker that dies of one would end the run
+    before the main process has written its checkpoint. A second SIGTERM ends the worker, and so
+    does a minute after the first.
     """
 
     def ignore_once(*_) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.alarm(60)  # SIGALRM ends the worker should the main process have forgotten it
+        signal.alarm(60)  # SIGALRM ends the worker if the main process does not
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -180,7 +183,7 @@ def local_batch_size(total_batch_size: int, accumulation_steps: int = 1) -> int:
 def count_accumulation_steps(
     total_batch_size: int, max_batch_per_gpu: int, accumulation_steps: int | str = "auto"
 ) -> int:
-    """Forward passes per optimizer step, and a log line of what the batch is made of.
+    """Forward passes per optimizer step; logs how the batch is split.
 
     Args:
         total_batch_size: Samples per optimizer step over all processes.
@@ -220,7 +223,7 @@ def stream_loader(
     pin_memory: bool = False,
     permutation: Callable[[np.random.Generator], np.ndarray] | None = None,
 ) -> DataLoader:
-    """An endless loader over a `SeededDataset` that starts where iteration ``start_iter`` does."""
+    """An endless loader over a `SeededDataset`, from the beginning of iteration ``start_iter``."""
     start = start_iter * total_batch_size
     sampler = StreamSampler(len(dataset), seed, start, permutation=permutation)
     return DataLoader(
@@ -230,7 +233,7 @@ def stream_loader(
         num_workers=num_workers,
         collate_fn=collate_fn,
         worker_init_fn=quiet_worker,
-        # Starting the loader draws a number: not from the generator that the model's step uses.
+        # Starting the loader draws a number, which must not come from the run's generator.
         generator=torch.Generator().manual_seed(seed),
         pin_memory=pin_memory,
     )
