@@ -1,4 +1,4 @@
-"""Unreadable images of a run: listed, reported, and too many of them end it."""
+"""Unreadable images of a run: listed and reported; too many of them end the run."""
 
 import logging
 import time
@@ -17,22 +17,21 @@ logger = logging.getLogger(__name__)
 
 
 def bad_images_path(run: Run) -> Path:
-    """The run's list of unreadable images, see `BadImageFile`."""
+    """The path of the run's list of unreadable images, see `BadImageFile`."""
     return run.output_dir / "bad_images.txt"
 
 
 class CountBadImages(HookBase):
     """Lists and reports unreadable images, and ends the run when there are too many of them.
 
-    That is judged once 1000 images, or all of a smaller set, have been seen since the run was
-    started or resumed, and not for fewer than ten, unless none at all may be unreadable. A
-    checkpoint is written before.
+    There can be too many once the run has seen 1000 images, or all of a smaller set, since it was
+    started or resumed, and ten of them are unreadable. A checkpoint is written before the run ends.
 
     Args:
         run: The run.
         max_fraction: ``data.max_bad_fraction``, the share of the images seen that may be
-            unreadable; with 0 the first one ends the run.
-        num_images: Images there are.
+            unreadable. With 0, the first unreadable image ends the run.
+        num_images: Number of images in the data set.
     """
 
     min_bad, min_seen, seconds = 10, 1000, 60.0
@@ -48,7 +47,7 @@ class CountBadImages(HookBase):
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        # Every ten steps, the same ones in which processes agree on a signal to stop.
+        # Every ten steps, in the same steps as `StopOnSignal`.
         if comm.get_world_size() > 1 and self.trainer.iter % 10 and done < self.trainer.max_iter:
             return
         failed = [bad for some in comm.all_gather(self.trainer.unreadable) for bad in some]

@@ -1,4 +1,4 @@
-"""What surrounds the encoder in classification: data, augmentation, loss, optimizer, accuracy.
+"""The parts of classification around the encoder: data, augmentation, loss, optimizer, accuracy.
 
 Shapes: B images, K classes.
 """
@@ -26,17 +26,18 @@ def read_class_folders(path: str | Path, val_fraction: float, seed: int):
     """Training and validation images of a folder, and the names of their classes.
 
     Args:
-        path: With ``train/`` and ``val/``, the class folders in them; else itself the folder of
-            class folders, of which ``val_fraction`` of each class, at least one image, is kept
-            for validation.
-        val_fraction: In (0, 1).
+        path: A folder of class folders, or a folder with ``train/`` and ``val/`` that each hold
+            class folders.
+        val_fraction: Share in (0, 1) of each class that is kept for validation if there are no
+            ``train/`` and ``val/``; at least one image.
         seed: Decides the split.
 
     Returns:
         Two lists of (path, class index), and the class names.
 
     Raises:
-        UserError: no class folders, classes that differ, or a class that is too small to split.
+        UserError: there are no class folders, ``train/`` and ``val/`` have different classes, or a
+            class is too small to split.
     """
     root = Path(path).expanduser()
     if (root / "train").is_dir() and (root / "val").is_dir():
@@ -65,7 +66,7 @@ def read_class_folders(path: str | Path, val_fraction: float, seed: int):
 
 
 def train_transform(img_size: tuple[int, int], augmentation: AugmentationSettings):
-    """timm's training transform of a PIL image; draws from the global generators."""
+    """timm's training transform of a PIL image, which draws from the global generators."""
     options = dataclasses.asdict(augmentation)
     options |= {name: options[name] or 0.0 for name in ("hflip", "vflip", "re_prob")}
     try:
@@ -116,7 +117,7 @@ class AccuracyEvaluator(DatasetEvaluator):
     """Top-1 and top-5 accuracy in percent, over all processes, of the images that can be read.
 
     Args:
-        find_readable: For the labels of a `MarkUnreadable`.
+        find_readable: Finds the readable images by the labels of a `MarkUnreadable`.
     """
 
     def __init__(self, find_readable: FindReadable):
@@ -131,14 +132,14 @@ class AccuracyEvaluator(DatasetEvaluator):
         self.labels += labels.tolist()
         readable = labels >= 0
         logits, labels = logits[readable], labels[readable]
-        # with five classes or fewer top-5 is always right, but not an error
+        # With five classes or fewer, top-5 is always 100 %.
         ks = 1, min(5, logits.shape[1])
         top1, top5 = accuracy(logits, labels, ks) if len(labels) else (0.0, 0.0)
         self.correct1 += float(top1) * len(labels)
         self.correct5 += float(top5) * len(labels)
 
     def evaluate(self) -> dict:
-        """Accuracies, and how many images they are of.
+        """The accuracies, and the number of images that they are from.
 
         Raises:
             UserError: see `FindReadable`.
@@ -153,9 +154,10 @@ class AccuracyEvaluator(DatasetEvaluator):
 def build_optimizer(
     model: nn.Module, settings: FinetuneSettings, lr: float
 ) -> torch.optim.Optimizer:
-    """timm's optimizer over what is trained, with layer-wise learning rates.
+    """timm's optimizer of all parameters that are trained, with layer-wise learning rates.
 
-    timm leaves ``lr_scale`` in the groups to its own schedulers; ours multiply each group's rate.
+    timm's own schedulers apply the ``lr_scale`` of each group. Ours do not, so the learning rate of
+    each group is scaled here.
     """
     options = {"betas": tuple(settings.betas)} if "adam" in settings.optimizer else {}
     try:

@@ -129,7 +129,7 @@ def init_encoder(model: nn.Module, path: str | None) -> None:
 def load_classifier(model: nn.Module, path: str | None, classes: list[str]) -> None:
     """Loads ``train.init_checkpoint``, which must hold the whole classifier of these classes."""
     if not path:
-        raise UserError("--eval-only needs weights: train.init_checkpoint=FILE")
+        raise UserError("--eval-only needs a checkpoint: train.init_checkpoint=FILE")
     tensors, meta = read_state_dict(path)
     check_class_names(meta.get("classes"), classes, path)
     own = model.state_dict()
@@ -147,7 +147,10 @@ def load_classifier(model: nn.Module, path: str | None, classes: list[str]) -> N
 def build_evaluation(
     run: Run, data: FinetuneData, val_set: LabelledImages, img_size: tuple[int, int]
 ) -> Callable[[nn.Module], dict]:
-    """Top-1 and top-5 accuracy of a model: printed, and in ``metrics_test.json``."""
+    """Builds the function that computes top-1 and top-5 accuracy of a model.
+
+    The function also prints the accuracies and writes ``metrics_test.json``.
+    """
     listed_in = bad_images_path(run) if comm.is_main_process() else None
     find_readable = FindReadable(val_set.samples, "Validation", listed_in, data.max_bad_fraction)
 
@@ -156,14 +159,14 @@ def build_evaluation(
             with autocast(run.device, run.dtype):
                 return model(batch[0].to(run.device, non_blocking=True))
 
-        # Every image once, in order; of several processes, each takes its share.
+        # Every image once, in order; each of several processes takes its share.
         loader = DataLoader(
             MarkUnreadable(val_set, img_size),
             batch_size=run.settings.max_batch_per_gpu,
             sampler=InferenceSampler(len(val_set)),
             num_workers=data.num_workers,
             worker_init_fn=quiet_worker,
-            # Starting the loader draws a number: not from the run's generator.
+            # Starting the loader draws a number, which must not come from the run's generator.
             generator=torch.Generator().manual_seed(0),
             pin_memory=run.device.type == "cuda",
         )

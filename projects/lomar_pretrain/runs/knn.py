@@ -1,4 +1,4 @@
-"""How good are the features so far? k nearest neighbours on labelled images, nothing trained.
+"""kNN accuracy: how good features are on labelled images, without training anything.
 
 Shapes: N training and n test features, C embed_dim.
 """
@@ -43,8 +43,8 @@ def knn_accuracy(
         train_labels: (N,) long.
         test_features: (n, C).
         test_labels: (n,) long.
-        k: Neighbours; all of them where there are fewer.
-        temperature: The lower, the more the nearest count.
+        k: Number of neighbours; all training features if there are fewer.
+        temperature: The lower it is, the more the nearest neighbours count.
 
     Returns:
         Top-1 accuracy in [0, 1].
@@ -55,7 +55,7 @@ def knn_accuracy(
     correct = 0
     for features, labels in zip(test.split(1024), test_labels.split(1024), strict=True):
         similarity, neighbours = (features @ train.T).topk(min(k, len(train)), dim=1)
-        # relative to the nearest: the same votes, and no temperature makes them overflow
+        # Relative to the nearest neighbour: the winner is the same, and nothing can overflow.
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
         votes = weights.new_zeros(len(features), num_classes)
         votes.scatter_add_(1, train_labels[neighbours], weights)
@@ -90,8 +90,8 @@ def extract_features(
 def split_per_class(labels: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Indices of the training and the test half: every class shuffled, then cut in the middle.
 
-    Halves rather than leave-one-out, so that the figure means the same as elsewhere: neighbours
-    come from training images. The extra image of an odd class goes to training.
+    Halves are used and not leave-one-out, so that neighbours come from training images, as in other
+    projects. The extra image of an odd class goes to training.
     """
     rng = np.random.default_rng(seed)
     train, test = [], []
@@ -111,17 +111,17 @@ def chance_level(labels: Tensor) -> float:
 class KNNProbe:
     """Measures a model on labelled images, the same ones each time.
 
-    The feature of an image is the mean of its patch tokens after the final norm, of the whole
-    image at the model's size, unmasked. The patch tokens, because reconstruction trains them and
-    not the class token, and because classification and detection start from them; after the norm,
-    because that is what the reconstruction head reads, and because before it a few channels are
-    so large that they alone would decide the cosine.
+    The feature of an image is the mean of its patch tokens after the final norm. The image is
+    whole, unmasked and of the model's size. Patch tokens are used because reconstruction trains
+    them and not the class token, and because classification and detection start from them. They are
+    taken after the norm because the reconstruction head reads them there. Before the norm, a few
+    channels are so large that they alone would decide the cosine.
 
     Args:
         path: Folder of class folders.
         img_size: (height, width) of the model.
-        k: Neighbours.
-        max_images: Of larger folders, so many images, spread evenly.
+        k: Number of neighbours.
+        max_images: At most this many images, spread evenly over a larger folder.
         batch_size: Images per forward pass.
         num_workers: Processes that open images.
         autocast: Context of the forward passes, for mixed precision.
@@ -145,16 +145,16 @@ class KNNProbe:
         folders = ClassFolders(path)
         samples, self.num_classes = folders.samples, len(folders.classes)
         number = min(max_images, len(samples))
-        # samples lie class by class, so that even steps keep the classes' shares
+        # Samples are sorted by class, so even steps keep the shares of the classes.
         chosen = [samples[i * len(samples) // number] for i in range(number)]
         self.images = LabelledImages(chosen, partial(fit_image, size=img_size))
         self.chance = 0.0
 
     @torch.no_grad()
     def measure(self, model: nn.Module) -> float:
-        """Top-1 accuracy of a model's features, in percent; sets ``chance`` beside it.
+        """Top-1 accuracy of a model's features, in percent; also sets ``chance``.
 
-        The model's mode and the global generators are left alone.
+        The model's mode and the global generators stay as they are.
 
         Raises:
             UserError: too few of the images could be read.
@@ -179,7 +179,7 @@ class KNNProbe:
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             worker_init_fn=quiet_worker,
-            # Starting a loader draws a number: not from the run's generator.
+            # Starting the loader draws a number, which must not come from the run's generator.
             generator=torch.Generator().manual_seed(0),
         )
         was_training = model.training

@@ -46,10 +46,10 @@ def pretrain(
     resume: bool = False,
     **overrides: Any,
 ) -> Path:
-    """Pretrains on unlabelled images in this process; the same run as the tool's.
+    """Pretrains on unlabelled images in this process; the same run as that of the tool.
 
-    One process on one device; for several GPUs, use the tool. It seeds the global random
-    generators. Needs detectron2.
+    It uses one process and one device; for several GPUs, use the tool. It seeds the global random
+    generators, and needs detectron2.
 
     Example::
 
@@ -68,7 +68,7 @@ def pretrain(
         output: Folder for checkpoints, logs and drawings.
         config: A recipe's name (a file in ``configs/pretrain/``) or the path of a config file.
         resume: Continue from the last checkpoint in ``output``.
-        overrides: Settings of the config: sections as dicts, or single ones with dots.
+        overrides: Settings of the config: sections as dicts, or single settings by dotted name.
 
     Returns:
         The path of ``backbone_final.pth``, for the next stage.
@@ -83,7 +83,7 @@ def pretrain(
 
 
 def _flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Sections as dicts to single settings, so that a mistyped one is noticed in either."""
+    """Turns dicts into single settings, so that a mistyped one is noticed in either form."""
     for key, value in settings.items():
         if isinstance(value, dict) and value:
             yield from _flatten(value, f"{prefix}{key}.")
@@ -104,13 +104,14 @@ def main(args: argparse.Namespace) -> Path:
 
 
 def run_pretraining(cfg: DictConfig, resume: bool = False) -> Path:
-    """The run of a config, from its settings to the files for the next stage."""
+    """Pretrains from a loaded config; returns the path of ``backbone_final.pth``."""
     settings = PretrainSettings.read(cfg, "train")
     data = PretrainData.read(cfg, "data")
     check_warmup(settings)
     run = setup_run(settings, settings.total_batch_size, resume)
     seed_everything(settings.seed)
-    model = build_model(cfg).to(run.device)  # before images are looked for: it may be impossible
+    # Before the search for images: settings of the model may be wrong.
+    model = build_model(cfg).to(run.device)
     images = find_images(as_list(data.path), data.image_root)
     return train(run, data, model, images, partial(save_config, cfg, run.output_dir))
 
@@ -121,7 +122,7 @@ def train(run: Run, data: PretrainData, model: LoMaR | MAE, images: ImageList, s
     plan, lr = plan_epochs(settings, len(images))
     meta = backbone_meta(model, None if plan.by_the_clock else settings.epochs)
     meta |= {"ema_decay": settings.ema_decay}
-    # The probe measures random weights first.
+    # Before the checkpoint is loaded: the probe measures random weights first.
     hooks = progress_hooks(run, model, images, plan.iters_per_epoch, data.num_workers)
     if settings.init_checkpoint and not run.resume:
         load_encoder_weights(model, settings.init_checkpoint)
@@ -163,7 +164,7 @@ def train(run: Run, data: PretrainData, model: LoMaR | MAE, images: ImageList, s
 
 
 def make_sample(data: PretrainData, model: LoMaR | MAE) -> ReplaceUnreadable:
-    """An image to a crop and the random numbers that decide its windows or mask."""
+    """The function from an image to a crop and the random numbers for its windows or mask."""
     transform = PretrainTransform(model.img_size, data.crop_scale, data.flip, data.max_megapixels)
     return ReplaceUnreadable(WithNoise(transform, model.noise_shape))
 
@@ -176,5 +177,5 @@ def _compute_losses(
 
 
 def backbone_meta(model: LoMaR | MAE, epochs: float | None) -> dict:
-    """The plain-data ``meta`` of a run's files: what the model is, and what made it."""
+    """The plain-data ``meta`` of a run's files: architecture, epochs and version of the code."""
     return model.architecture | {"epochs": epochs, "code_version": lomar_det.__version__}

@@ -1,6 +1,6 @@
 """What a pretraining run shows of its progress: reconstruction sheets and a kNN probe.
 
-None of them touches the run's random numbers: losses are the same, to the bit, with and without.
+They do not touch the run's random numbers: losses are the same, to the bit, with and without them.
 """
 
 import logging
@@ -31,9 +31,9 @@ NUM_EXAMPLES = 4  # images on the sheet of a run
 
 
 class EveryEpochs(HookBase):
-    """Calls ``work(model, epochs done)`` every so many epochs and after the last step.
+    """Calls ``work(model, epochs done)`` every ``epochs`` epochs and after the last step.
 
-    The model is the one to evaluate. Only the main process works; the others wait for it.
+    The model is the trainer's `eval_model`. Only the main process has ``work``; the others wait.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class EveryEpochs(HookBase):
 def progress_hooks(
     run: Run, model: LoMaR | MAE, images: ImageList, iters_per_epoch: int, num_workers: int
 ) -> list[HookBase]:
-    """The hooks that a run asks for; the probe measures the model as it is now, untrained.
+    """The hooks that a run's settings ask for; the probe measures the untrained model now.
 
     Args:
-        run: ``picture_epochs`` and ``probe`` of its settings say what is wanted.
-        model: Freshly initialised.
-        images: Of the run; some of them are drawn.
+        run: Its settings ``picture_epochs`` and ``probe`` decide.
+        model: The model with random weights.
+        images: Images of the run; some of them are drawn.
         iters_per_epoch: Steps of an epoch.
         num_workers: Processes that open the probe's images.
 
@@ -88,10 +88,10 @@ def progress_hooks(
 
 
 class ReconstructionSheet:
-    """Draws the same windows of the same images each time, so that one sees progress.
+    """Draws reconstructions of the same windows of the same images each time.
 
-    Writes ``pictures/reconstruction_EPOCH.png``, the newest also as ``reconstruction.png``, and
-    hands it to TensorBoard. What cannot be read or written is a warning: no drawing ends a run.
+    Writes ``pictures/reconstruction_EPOCH.png``, copies the newest to ``reconstruction.png`` and
+    hands it to TensorBoard. A failure to read or write is a warning and never ends a run.
     """
 
     def __init__(self, model: LoMaR | MAE, images: ImageList, output_dir: Path):
@@ -115,7 +115,7 @@ class ReconstructionSheet:
 
 
 class LogProbe:
-    """Logs a kNN probe beside what it measured at random initialisation and beside chance."""
+    """Logs kNN accuracy beside that of random weights and that of chance."""
 
     def __init__(self, probe: KNNProbe, model: LoMaR | MAE):
         self.probe = probe
@@ -133,7 +133,7 @@ class LogProbe:
     def __call__(self, model: LoMaR | MAE, epoch: float) -> None:
         try:
             top1 = self.probe.measure(model)
-        except UserError as error:  # the folder has gone since the run began
+        except UserError as error:  # images have disappeared since the run began
             logger.warning("No kNN accuracy after epoch %g: %s", epoch, error)
             return
         logger.info(

@@ -1,4 +1,4 @@
-"""Images of what LoMaR and MAE are trained on: `tools/visualize_data.py` for pretraining."""
+"""Draws what LoMaR and MAE are trained on: `tools/visualize_data.py` for pretraining."""
 
 import logging
 from itertools import islice
@@ -26,24 +26,24 @@ logger = logging.getLogger(__name__)
 
 
 def visualize_pretraining_data(cfg: DictConfig, output: str | Path, num: int = 8) -> list[Path]:
-    """Draws the first crops of a run, in its order; for LoMaR with their windows and masks.
+    """Draws the first crops of a run, in the run's order; for LoMaR with windows and masks.
 
     Args:
         cfg: A LazyConfig of `configs/pretrain`, overrides applied.
-        output: Folder for the images.
-        num: How many.
+        output: Folder for the drawings.
+        num: Number of crops.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: there are no images, or a setting is one that cannot be.
+        UserError: there are no images, or a setting is wrong.
     """
     needed = "model.img_size", "data.path", "data.crop_scale", "train.seed"
     require_sections(cfg, "the config", "pretrain, configs/custom and configs/coco", *needed)
     data = PretrainData.read(cfg, "data")
     seed = PretrainSettings.read(cfg, "train").seed
-    with torch.device("meta"):  # only to know its settings, which it checks
+    with torch.device("meta"):  # only its settings are needed, which the model checks
         model = build_model(cfg)
     paths = find_images(as_list(data.path), data.image_root)
     samples = SeededDataset(paths, make_sample(data, model), seed)
@@ -66,11 +66,11 @@ def visualize_pretraining_data(cfg: DictConfig, output: str | Path, num: int = 8
 
 
 def draw_windows(image: Tensor, windows: WindowSample, patch_size: int, window_size: int) -> Tensor:
-    """The windows of one image framed, their masked patches darkened.
+    """Frames the windows of an image and darkens their masked patches.
 
     Args:
         image: (3, H, W), uint8.
-        windows: Of this image alone.
+        windows: The windows of this image alone.
         patch_size: In pixels.
         window_size: In patches.
     """

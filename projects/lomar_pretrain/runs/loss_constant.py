@@ -1,0 +1,65 @@
+"""What the loss would be for a model that always says the same: the floor to hold a loss against.
+
+On dark or grey images, a constant explains most of the loss: normalised with ImageNet's statistics,
+their channels keep fixed offsets, which every patch of the target has.
+
+Shapes: B images, L patches of an image, p patch size.
+"""
+
+import torch
+from detectron2.engine import HookBase
+from torch import Tensor
+
+from lomar_det.layers import patchify
+
+from ..models.lomar import LoMaR, normalize_patches
+from ..models.mae import MAE
+
+NUM_IMAGES = 16  # of a batch, whose patches stand for those of the whole
+
+
+class LossConstant(HookBase):
+    """Puts ``loss_constant`` beside the loss: the loss of the best constant patch, so far.
+
+    Every patch is as likely to be masked as any other, so that all patches of some images serve.
+    They are looked at once per line of the log, which costs no time.
+
+    Args:
+        model: Says what the targets are.
+        period: Iterations between lines of the log.
+    """
+
+    def __init__(self, model: LoMaR | MAE, period: int):
+        self.patch_size, self.norm_pix_loss = model.patch_size, model.norm_pix_loss
+        self.period = period
+        self.latest: Tensor | None = None  # normalised images (B, 3, height, width)
+        self._count = 0
+        self._mean = self._square = torch.tensor(0.0)
+
+    def watch(self, images: Tensor) -> None:
+        """Takes the images of a forward pass."""
+        self.latest = images[:NUM_IMAGES]
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % self.period == 0:
+            self.trainer.storage.put_scalar("loss_constant", self.measure(), smoothing_hint=False)
+
+    @torch.no_grad()
+    def measure(self) -> float:
+        """The mean squared distance of all targets seen so far from their mean."""
+        patches = patchify(self.latest.float(), self.patch_size)  # (B, L, p * p * 3)
+        targets = normalize_patches(patches) if self.norm_pix_loss else patches
+        self._count += 1
+        share = 1 / self._count
+        self._mean = torch.lerp(self._mean.to(targets), targets.mean(dim=(0, 1)), share)
+        self._square = torch.lerp(self._square.to(targets), targets.square().mean(), share)
+        return float(self._square - self._mean.square().mean())
+
+
+def explain(loss: float, constant: float) -> str:
+    """In words: how much of what a constant leaves the model explains."""
+    share = 1 - loss / constant if constant else 0.0
+    return (
+        f"Loss {loss:.3g}. The best constant patch has {constant:.3g}: the model explains "
+        f"{share:.0%} of what a constant leaves"
+    )
