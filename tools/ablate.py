@@ -2,9 +2,9 @@
 
 python tools/ablate.py --config-file configs/ablation/X.py [--num-gpus N] key=value ...
 
-such as pretrain.data=IMAGES downstream.data=FOLDER; each config says what it needs. The same
+A config says which settings it needs, such as pretrain.data=IMAGES downstream.data=FOLDER. The same
 command again continues where it stopped. downstream.metric chooses one or several of the recorded
-results for table and plot, also when all is done: downstream.metric=[bbox/AP,segm/AP].
+results for table and plot, also after all runs are done: downstream.metric=[bbox/AP,segm/AP].
 """
 
 import argparse
@@ -16,7 +16,7 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the long imports: 
 
 from lomar_det.engine import add_config_arguments, run_tool
 
-# The project is not a package: its files find each other as neighbours.
+# The project is not a package: its files import each other by their file names.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "projects" / "ablation"))
 
 from grid import main

@@ -1,4 +1,4 @@
-"""Measures speed on this machine: prints a table; writes it as JSON, draws it.
+"""Measures speed on this machine; prints a table, and writes it as JSON or draws it on request.
 
 python tools/benchmark.py {attention,pretrain,loader,detection} [--device cpu] [--tiny]
     [--json OUT] [--plot PNG]
@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C at any time: no traceback
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells when it starts and stops
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler logs when it starts and stops
 
 from lomar_det.benchmarks import benchmark_attention, format_rows, format_table, plot_result
 from lomar_det.benchmarks.detection_speed import benchmark_detection, format_detection
@@ -26,7 +26,7 @@ _RULES = {"num_workers": whole(0), "images_per_second": number("[0, inf)")}
 
 
 def main(args: argparse.Namespace) -> None:
-    # wrong options are refused now, not after the measurements
+    # Refuses wrong options before the measurements.
     check_settings(vars(args), _RULES)
     device = pick_device(args.device, "--device")
     if args.plot:
@@ -74,15 +74,15 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=["attention", "pretrain", "loader", "detection"])
     parser.add_argument("--device", default="auto", help="auto, cuda or cpu")
     parser.add_argument("--tiny", action="store_true", help="small cases, to see that it runs")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="also write the figures there")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw them, as bars")
-    parser.add_argument("--num-workers", type=int, default=2, help="loader: processes")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="also write the table as JSON")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw the table as bars")
+    parser.add_argument("--num-workers", type=int, default=2, help="loader: number of processes")
     parser.add_argument(
         "--images-per-second",
         type=float,
         default=0,
         metavar="N",
-        help="loader: what the step eats, to say how many cores keep it busy",
+        help="loader: images that training takes, to tell how many cores keep it busy",
     )
     parser.set_defaults(num_gpus=1, num_machines=1)  # run_tool: in this process
     run_tool(main, parser.parse_args())

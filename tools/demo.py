@@ -1,4 +1,4 @@
-"""Detects the objects in images: instances.json, and images with boxes, masks and labels.
+"""Detects the objects in images; writes instances.json, and drawings of boxes, masks and labels.
 
 python tools/demo.py --config-file FILE --input IMAGES --output FOLDER \
     train.init_checkpoint=FILE key=value ...
@@ -21,26 +21,27 @@ if __name__ == "__main__":
     )
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where to write")
     parser.add_argument("--confidence-threshold", type=float, default=0.5, metavar="SCORE")
-    parser.add_argument("--max-detections", type=int, metavar="N", help="of an image, the best")
+    parser.add_argument("--max-detections", type=int, metavar="N", help="keep the best N per image")
     parser.add_argument("--no-pictures", action="store_true", help="write instances.json alone")
     parser.add_argument(
         "--tile-size",
         type=int,
         default=0,
         metavar="PIXELS",
-        help="look at larger images in tiles, as for a detector trained on tiles",
+        help="cut larger images into tiles, as for a detector trained on tiles",
     )
     parser.add_argument(
         "--tile-overlap",
         type=int,
         metavar="PIXELS",
-        help="shared by neighbouring tiles; more than an object measures (a quarter of the tile)",
+        help="pixels that neighbouring tiles share; should exceed the size of an object (default: "
+        "a quarter of the tile)",
     )
     parser.add_argument(
-        "--classes", metavar="FILE", help="class names, one a line, or COCO annotations (.json)"
+        "--classes", metavar="FILE", help="class names, one per line, or COCO annotations (.json)"
     )
     args = parser.parse_intermixed_args()
-    # --input takes all that follows it, overrides of the config included
+    # --input also takes the overrides that follow it.
     settings = [item for item in args.input if "=" in item and not os.path.exists(item)]
     args.input = [item for item in args.input if item not in settings]
     args.opts += settings

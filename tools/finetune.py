@@ -1,4 +1,4 @@
-"""Image classification with a pretrained encoder: fine-tuning, linear probe, kNN.
+"""Image classification with a pretrained encoder: fine-tuning or a linear probe.
 
 python tools/finetune.py --config-file configs/imagenet/X.py [--num-gpus N] [--resume] \
     data.path=FOLDER train.init_checkpoint=FILE key=value ...

@@ -1,4 +1,4 @@
-"""Packs images into WebDataset tar shards, for sets with more files than a file system likes.
+"""Packs images into WebDataset tar shards, for data sets with too many files for a file system.
 
 python tools/make_shards.py --input FOLDER --output SHARDS [--shortest-side 512]
 """
@@ -16,9 +16,9 @@ if __name__ == "__main__":
     )
     parser.add_argument("--input", nargs="+", required=True, help="sources, as for data.path")
     parser.add_argument("--output", required=True, metavar="FOLDER")
-    parser.add_argument("--image-root", help="where the file names of a COCO .json start")
+    parser.add_argument("--image-root", help="folder that file names in a COCO .json start from")
     parser.add_argument("--shortest-side", type=int, metavar="PIXELS", help="shrink larger ones")
-    parser.add_argument("--quality", type=int, default=95, help="of the JPEGs that are shrunk")
+    parser.add_argument("--quality", type=int, default=95, help="JPEG quality of shrunk images")
     parser.add_argument("--shard-mb", type=float, default=500, help="megabytes in a shard")
     parser.add_argument("--max-megapixels", type=float, default=MAX_MEGAPIXELS)
     parser.add_argument("--num-workers", type=int, default=os.cpu_count(), help="processes")

@@ -1,4 +1,4 @@
-"""Draws what a training run looks at: augmented samples with boxes, masks and names of classes.
+"""Draws what a detector is trained on: augmented samples with boxes, masks and class names.
 
 python tools/visualize_data.py --config-file configs/custom/X.py [--num N] [--output OUT] \
     data.train.annotations=... key=value ...
