@@ -1,8 +1,8 @@
 """What pretraining is worth to a detector, in small: random weights, LoMaR, MAE.
 
-Box AP of the small Mask R-CNN after 800 steps, each pretrained for the same time. ``mae`` has
-ViTDet's positions, absolute and decomposed; the other rows are one and the same detector, with
-iRPE, from other weights. Where there are masks: ``downstream.metric=[bbox/AP,segm/AP]``.
+Box AP of the small Mask R-CNN after 800 steps; every pretraining takes the same time. ``mae`` has
+ViTDet's positions, absolute and decomposed. The other rows are the same detector with iRPE, from
+different weights. For data with masks: ``downstream.metric=[bbox/AP,segm/AP]``.
 
     python tools/ablate.py --config-file configs/ablation/detection_tiny.py \
         downstream.data.train.annotations=train.json downstream.data.train.images=IMAGES \

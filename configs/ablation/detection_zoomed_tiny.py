@@ -7,7 +7,7 @@ from .detection_tiny import budget, cells, downstream, pretrain, run
 
 EVALUATION = "dataloader.test.mapper.augmentations.0"
 downstream.overrides += [
-    # half of the rate there, with which training from pretrained weights lost its way at times
+    # half of detection_tiny's rate, with which training from pretrained weights failed at times
     "optimizer.lr=2.5e-4",
     "data.min_scale=1.6",
     "data.max_scale=2.4",

@@ -1,7 +1,7 @@
 """The paper's Figure 1 in small: fine-tuned accuracy over LoMaR's windows per image.
 
-As `table1_tiny.py`. All cells see the same images as often, and with more windows each takes
-longer; for the same time instead: ``budget.epochs=null budget.minutes=10``.
+As `table1_tiny.py`. All cells see the images equally often, so more windows take longer. For equal
+time instead: ``budget.epochs=null budget.minutes=10``.
 """
 
 from omegaconf import OmegaConf

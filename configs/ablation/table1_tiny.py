@@ -1,6 +1,6 @@
 """The paper's Table 1 in small: LoMaR and MAE, each with relative and absolute positions.
 
-Fine-tuned accuracy of a very small ViT at 96x96, which a CPU can pay for. Data: a folder of images,
+Fine-tuned accuracy of a very small ViT at 96x96, which a CPU can train. Data: a folder of images,
 and a folder of class folders (with train/ and val/, else split by the seed).
 
     python tools/ablate.py --config-file configs/ablation/table1_tiny.py \
@@ -13,10 +13,10 @@ For the paper's size, copy this file with ``lomar_vit_b_224_1600ep``, ``mae_vit_
 
 from omegaconf import OmegaConf
 
-# 12x12 patches: windows of 7x7 overlap, but none is the whole image
+# 12x12 patches: windows of 7x7 overlap, but none covers the whole image.
 SIZE = ["model.img_size=96", "model.patch_size=8", "model.embed_dim=128", "model.depth=4"]
 SIZE += ["model.num_heads=4"]
-# what a CPU likes: half the time of fp32 where it knows bf16, and no processes that take turns
+# On a CPU, bf16 takes half the time of fp32 if the CPU has it, and worker processes only compete.
 CPU = ["train.precision=bf16", "data.num_workers=0"]
 RELATIVE = ["model.rel_pos=True", "model.abs_pos=False"]
 ABSOLUTE = ["model.rel_pos=False", "model.abs_pos=True"]
@@ -31,7 +31,7 @@ pretrain = OmegaConf.create(
     {
         "config": "lomar_vit_tiny",
         "data": "???",
-        # of all cells; a cell's own come after them
+        # Overrides of all cells; a cell's own overrides come after them.
         "overrides": [
             *SIZE,
             "train.picture_epochs=0",
@@ -53,10 +53,10 @@ downstream = OmegaConf.create(
             "train.total_batch_size=16",  # many steps in few minutes
             "train.base_lr=8e-3",
             "train.layer_decay=null",  # random weights need their lower blocks trained, too
-            "train.eval_epochs=0",  # at the end alone
+            "train.eval_epochs=0",  # only at the end
             *CPU,
         ],
-        # of the results, one or a [list, of, these], also when all is done
+        # One of the results or a [list, of, these]; it can be changed after all runs are done.
         "metric": "classification/top1",
     }
 )
@@ -69,16 +69,16 @@ cells = OmegaConf.create(
         "lomar_relative": cell("lomar_vit_tiny", RELATIVE),
     }
 )
-# of each pretraining, one of these, where a cell has no budget of its own
+# One of the two limits each pretraining, unless its cell has a budget of its own.
 budget = OmegaConf.create({"epochs": 30, "minutes": None})
 run = OmegaConf.create(
     {
         "seeds": [0, 1, 2],
         "output_dir": "output/ablation/table1_tiny",
-        # the output_dir of another ablation, to share its pretraining; null: own ones
+        # The output_dir of another ablation, to share its pretraining; null: not shared.
         "pretrain_dir": None,
         "title": "LoMaR and MAE, relative and absolute positions",
-        # the plot has bars; with a label here, lines over the cells' x, one for each line
+        # null: the plot has bars. A label: it has a curve over ``x`` for each ``line`` of cells.
         "x_label": None,
     }
 )

@@ -1,7 +1,7 @@
 """Mask R-CNN, ViT-B/16 pretrained by LoMaR at 384 (9 windows), COCO, 25 epochs.
 
-The paper's second row. The detector is that of the 224 row to the letter, for the iRPE tables know
-no image size; only the checkpoint differs:
+The paper's second row. The detector is exactly that of the 224 row, because iRPE tables do not
+depend on the size of an image. Only the checkpoint differs:
 
     train.init_checkpoint=output/pretrain/lomar_vit_b_384_1600ep/backbone_final.pth
 """

@@ -1,8 +1,8 @@
 """Mask R-CNN, ViT-B/16 pretrained by LoMaR, COCO, 25 epochs, with the ViTAE port's weight decay.
 
-The paper follows ViTDet and its port by ViTAE alike. The port gives no weight decay to biases,
-norms and position tables; ViTDet's recipe in detectron2 gives it to biases, to decomposed tables
-and to the norms of pyramid and heads. All else is the same.
+The paper follows both ViTDet and its port by ViTAE. The port gives no weight decay to biases, norms
+and position tables. ViTDet's recipe in detectron2 gives weight decay to biases, to decomposed
+tables and to the norms of pyramid and heads. All else is the same.
 """
 
 from .mask_rcnn_lomar_vit_b_25ep import data, dataloader, lr_multiplier, model, optimizer, train

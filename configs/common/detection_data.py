@@ -1,6 +1,6 @@
-"""Loaders with large-scale jitter (LSJ) at ``data.image_size``, on COCO under its usual names.
+"""Loaders with large-scale jitter (LSJ) at ``data.image_size``, on COCO by its registered names.
 
-``DETECTRON2_DATASETS`` says where COCO lies, as everywhere in detectron2.
+The environment variable ``DETECTRON2_DATASETS`` names COCO's folder, as everywhere in detectron2.
 """
 
 import detectron2.data.transforms as T
@@ -36,7 +36,7 @@ dataloader.train = L(build_train_loader)(
         image_format="RGB",
         use_instance_mask=True,
         instance_mask_format="polygon",
-        # boxes follow the cropped masks
+        # After a crop, boxes are computed from the masks.
         recompute_boxes=True,
     ),
     total_batch_size=64,

@@ -9,7 +9,7 @@ from lomar_det.modeling import layer_decay_params
 
 optimizer = L(torch.optim.AdamW)(
     params=L(layer_decay_params)(
-        # the trainer sets ``model``
+        # The run sets ``model``.
         base_lr="${..lr}",
         weight_decay="${..weight_decay}",
         lr_decay_rate=0.7,

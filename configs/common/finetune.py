@@ -16,7 +16,7 @@ model = L(VisionTransformerClassifier)(
     patch_size=16,
     **VIT_B,
     mlp_ratio=4.0,
-    # the class folders decide
+    # The class folders decide this number.
     num_classes=1000,
     drop_path_rate=0.1,
     rel_pos=True,

@@ -1,7 +1,7 @@
 """Linear probe: one linear layer on the frozen features of ViT-B/16 at 224, MAE's protocol.
 
-Features normalised by a BatchNorm without weights, LARS, no weight decay, no augmentation but
-crops and flips, 90 epochs, batch 16384.
+A BatchNorm without weights normalises the features. LARS, no weight decay, only crops and flips as
+augmentation, 90 epochs, batch 16384.
 """
 
 from detectron2.config import LazyCall as L
@@ -22,7 +22,7 @@ model = L(LinearProbe)(
         abs_pos=False,
         attention_backend="auto",
     ),
-    # the class folders decide
+    # The class folders decide this number.
     num_classes=1000,
 )
 

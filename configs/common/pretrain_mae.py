@@ -1,6 +1,6 @@
 """MAE as LoMaR's baseline: 25 % of the patches of the whole image, ViT-B/16, decoder 8 x 512.
 
-Schedule, optimizer and crops are LoMaR's, so that runs differ in the method alone.
+Schedule, optimizer and crops are LoMaR's, so that only the method differs.
 """
 
 from detectron2.config import LazyCall as L

@@ -1,10 +1,10 @@
 """Mask R-CNN, LoMaR ViT-B/16, on COCO-format data of your own.
 
-Give the four ``data`` settings, here or on the command line; classes, names, the mask head (off
-where the annotations have boxes only), detections per image and iterations follow from the files.
+Give ``data.{train,val}.{annotations,images}``, here or on the command line. The classes, the mask
+head (off for annotations of boxes only), detections per image and iterations follow from the files.
 ``data.train.annotations`` may be a list, with one folder for all files or one for each.
-`python -m lomar_det.data.check ANNOTATIONS IMAGES` says what is wrong with a set.
-Batch 16 at 1024x1024 goes through four GPUs at once, and through one in four passes.
+`python -m lomar_det.data.check ANNOTATIONS IMAGES` reports what is wrong with a set.
+Batch 16 at 1024x1024 is one pass on four GPUs, and four passes on one GPU.
 """
 
 from lomar_det.config.settings import OwnData

@@ -1,6 +1,6 @@
 """Mask R-CNN with a small ViT and small heads: trains in minutes on two CPU cores.
 
-For trying things and for small, simple images; not for good numbers. The matching pretraining
+It is for trying things and for small, simple images, not for good results. The matching pretraining
 config is `configs/pretrain/lomar_vit_tiny.py`.
 """
 

@@ -1,8 +1,8 @@
 """Fine-tuning on ImageNet-1k at 384x384, starting from the classifier fine-tuned at 224.
 
-Relative positions need no change for the larger grid, and the head comes along; the schedule is
-short, as the weights have seen the task (`train.epochs` is a plain setting). Give
-`train.init_checkpoint`, the `model_final.pth` of the 224 run.
+Relative positions need no change for the larger grid, and the head is loaded as well. The schedule
+is short, because the weights have been trained on the task. Set `train.init_checkpoint` to the
+`model_final.pth` of the 224 run.
 """
 
 from ..common.finetune import data, model, train

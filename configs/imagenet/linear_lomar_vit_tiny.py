@@ -8,7 +8,7 @@ data.num_workers = 2
 train.epochs = 20
 train.warmup_epochs = 2
 train.total_batch_size = 64
-# batches are small: LARS is made for large ones
+# LARS is made for large batches, and these are small.
 train.optimizer = "adamw"
 train.base_lr = 4e-3
 train.output_dir = "output/linear_tiny"

@@ -1,7 +1,8 @@
 """LoMaR, ViT-B/16, 384x384, 9 windows, relative positions, 1600 epochs.
 
-The paper's high-resolution recipe: 9/4 of the tokens of 224 with 4 windows, whatever the image. MAE
-takes 60.6 GFLOP an image (forward) at this size, and 4 windows (``model.num_windows=4``) 35.0.
+The paper's high-resolution recipe. 9 windows have 9/4 of the tokens of 4 windows, at any image
+size. At this size MAE takes 60.6 GFLOP an image (forward), and 4 windows (``model.num_windows=4``)
+take 35.0.
 """
 
 from ..common.pretrain import data, model, train

@@ -1,7 +1,7 @@
 """LoMaR, ViT-H/14, 224x224, 4 windows, relative positions, 1600 epochs.
 
-1280 wide, 32 blocks, 16 heads of 80. Patches of 14 pixels make a grid of 16x16 at 224. 16 images a
-pass, cautiously: its memory has not been measured.
+1280 wide, 32 blocks, 16 heads of 80. Patches of 14 pixels make a grid of 16x16 at 224. A pass of 16
+images is a cautious choice: the memory has not been measured.
 """
 
 from ..common.models.vit import VIT_H14

@@ -1,6 +1,7 @@
 """LoMaR, ViT-L/16, 224x224, 4 windows, relative positions, 1600 epochs.
 
-1024 wide, 24 blocks, 16 heads; 64 images a pass, cautiously: its memory has not been measured.
+1024 wide, 24 blocks, 16 heads. A pass of 64 images is a cautious choice: the memory has not been
+measured.
 """
 
 from ..common.models.vit import VIT_L

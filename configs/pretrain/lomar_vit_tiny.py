@@ -1,7 +1,7 @@
 """LoMaR with a small ViT, for trying things and for `configs/custom/mask_rcnn_lomar_vit_tiny.py`.
 
-224x224 crops, 4 windows; batch 64 and a higher base learning rate, so that minutes on two CPU
-cores learn something.
+224x224 crops, 4 windows. Batch 64 and a higher base learning rate, so that the model learns
+something within minutes on two CPU cores.
 """
 
 from ..common.models.tiny import TINY_VIT

@@ -5,7 +5,7 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.roi_heads import CascadeROIHeads
 
-# per stage: IoU from which a proposal is an object, and weights of the box offsets
+# For each stage: the IoU from which a proposal is an object, and the weights of the box offsets.
 STAGES = ((0.5, (10, 10, 5, 5)), (0.6, (20, 20, 10, 10)), (0.7, (30, 30, 15, 15)))
 
 

@@ -32,7 +32,7 @@ model = L(GeneralizedRCNN)(
             mlp_ratio=4.0,
             drop_path_rate=0.1,
             window_size=14,
-            # all but four evenly spaced ones: of 12, the blocks 2, 5, 8, 11 attend globally
+            # All but four evenly spaced blocks: of 12, the blocks 2, 5, 8, 11 attend globally.
             window_block_indexes=L(window_block_indexes)(depth="${..depth}", num_global=4),
             rel_pos="irpe",
             use_abs_pos=False,
@@ -40,7 +40,7 @@ model = L(GeneralizedRCNN)(
             attention_backend="auto",
             use_act_checkpoint=False,
             out_feature="last_feat",
-            # 1 freezes the patch embedding, 1 + k also the first k blocks
+            # 1 freezes the patch embedding, 1 + k also freezes the first k blocks.
             freeze_at=0,
         ),
         in_feature="${.net.out_feature}",
@@ -111,7 +111,7 @@ model = L(GeneralizedRCNN)(
             conv_norm="LN",
         ),
     ),
-    # ImageNet mean and std, RGB: what pretraining saw
+    # ImageNet mean and std, RGB: as in pretraining
     pixel_mean=[123.675, 116.28, 103.53],
     pixel_std=[58.395, 57.12, 57.375],
     input_format="RGB",

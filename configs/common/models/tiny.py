@@ -14,7 +14,7 @@ def shrink(model, channels=64, fc_dim=128):
     rpn, heads = model.proposal_generator, model.roi_heads
     rpn.head.in_channels = channels
     rpn.head.conv_dims = [-1]
-    # a quarter of the usual sizes, as the images are at 256 pixels
+    # A quarter of the usual sizes, because images have 256 pixels instead of 1024.
     rpn.anchor_generator.sizes = [[8], [16], [32], [64], [128]]
     rpn.batch_size_per_image = 64
     rpn.pre_nms_topk = (400, 400)

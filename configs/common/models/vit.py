@@ -1,4 +1,4 @@
-"""Width, depth and heads of the usual ViTs; the common configs are of ViT-B/16."""
+"""Width, depth and heads of the usual ViTs; the common configs have ViT-B/16."""
 
 VIT_S = dict(embed_dim=384, depth=12, num_heads=6)
 VIT_B = dict(embed_dim=768, depth=12, num_heads=12)
