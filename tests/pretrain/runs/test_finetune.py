@@ -1,10 +1,11 @@
 """Classification from command to accuracy: tiny runs on drawn images."""
 
 import json
+import re
 
 import pytest
 import torch
-from helpers.common import draw_colours, tool_args
+from helpers.common import TINY_CLASSIFIER, draw_colours, read_metrics, tool_args
 
 from lomar_det.checkpoint import save_backbone
 from lomar_det.errors import UserError
@@ -13,10 +14,7 @@ from lomar_pretrain.runs.finetune import main
 
 pytestmark = pytest.mark.run
 
-TINY = ["embed_dim=32", "depth=2", "num_heads=2", "img_size=32"]
-RUN = ["train.total_batch_size=8", "train.device=cpu", "data.num_workers=0", "train.log_period=1"]
-FINETUNE = [*(f"model.{setting}" for setting in TINY), *RUN]
-PROBE = [*(f"model.encoder.{setting}" for setting in TINY), *RUN]
+TINY_PROBE = [setting.replace("model.", "model.encoder.") for setting in TINY_CLASSIFIER]
 
 
 @pytest.fixture
@@ -31,8 +29,8 @@ def run(config, colours, output, *opts, **flags):
 
 
 def losses(output):
-    lines = map(json.loads, (output / "metrics.json").read_text().splitlines())
-    return [(line["iteration"], line["total_loss"]) for line in lines if "total_loss" in line]
+    lines = [line for line in read_metrics(output) if "total_loss" in line]
+    return [(line["iteration"], line["total_loss"]) for line in lines]
 
 
 def test_finetuning_learns_resumes_and_evaluates(colours, tmp_path):
@@ -41,7 +39,7 @@ def test_finetuning_learns_resumes_and_evaluates(colours, tmp_path):
     save_backbone(backbone, model.state_dict(), {})
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     opts = [
-        *FINETUNE,
+        *TINY_CLASSIFIER,
         f"train.init_checkpoint={backbone}",
         "train.epochs=4",
         "train.warmup_epochs=1",
@@ -70,7 +68,7 @@ def test_finetuning_learns_resumes_and_evaluates(colours, tmp_path):
         "finetune_lomar_vit_tiny",
         colours,
         tmp_path / "evaluated",
-        *FINETUNE,
+        *TINY_CLASSIFIER,
         f"train.init_checkpoint={best}",
         eval_only=True,
     )
@@ -80,18 +78,18 @@ def test_finetuning_learns_resumes_and_evaluates(colours, tmp_path):
 
     larger = ["model.img_size=48", "train.epochs=1", "train.warmup_epochs=0"]
     start = [f"train.init_checkpoint={whole / 'model_final_ema.pth'}", "train.base_lr=1e-9"]
-    opts = [*FINETUNE, *larger, *start]
+    opts = [*TINY_CLASSIFIER, *larger, *start]
     kept = run("finetune_lomar_vit_tiny", colours, tmp_path / "larger", *opts)
     assert kept["classification"]["top1"] > 60  # the head came along
 
     (colours / "red").rename(colours / "black")  # now the first by name
-    with pytest.raises(UserError, match="knows 3 classes.*missing there: .'red'.*'black'"):
-        opts = [*FINETUNE, f"train.init_checkpoint={best}"]
+    with pytest.raises(UserError, match="model_best.pth.*'red'.*'black'"):
+        opts = [*TINY_CLASSIFIER, f"train.init_checkpoint={best}"]
         run("finetune_lomar_vit_tiny", colours, tmp_path / "wrong", *opts, eval_only=True)
 
 
 def test_linear_probe_leaves_the_encoder_as_it_was(colours, tmp_path):
-    opts = [*PROBE, "train.epochs=2", "train.warmup_epochs=0", "train.seed=3"]
+    opts = [*TINY_PROBE, "train.epochs=2", "train.warmup_epochs=0", "train.seed=3"]
     run("linear_lomar_vit_tiny", colours, tmp_path / "linear", *opts)
     final = torch.load(tmp_path / "linear" / "model_final.pth", weights_only=True)["model"]
     run("linear_lomar_vit_tiny", colours, tmp_path / "short", *opts, "train.epochs=1")
@@ -118,29 +116,34 @@ def split(colours, tmp_path):
 
 def test_unreadable_images_are_replaced_or_left_out_and_listed(split, tmp_path):
     """As in pretraining; none counts as validated that was not."""
-    opts = [*FINETUNE, "train.epochs=2", "train.warmup_epochs=0", "data.max_bad_fraction=0.2"]
+    opts = [
+        *TINY_CLASSIFIER,
+        "train.epochs=2",
+        "train.warmup_epochs=0",
+        "data.max_bad_fraction=0.2",
+    ]
     result = run("finetune_lomar_vit_tiny", split, tmp_path / "out", *opts)
     assert result["classification"]["images"] == 8
     listed = (tmp_path / "out" / "bad_images.txt").read_text().splitlines()
     paths = {line.split("\t")[0] for line in listed}
     assert paths == {f"{split}/train/red/7.png", f"{split}/val/green/2.png"} and len(listed) == 2
-    words = "Validation: 1 of 9 images cannot be read and are left out, first"
-    assert (tmp_path / "out" / "log.txt").read_text().count(words) == 1  # not in each epoch
+    warning = re.compile("1 of 9 .*2.png")
+    log = (tmp_path / "out" / "log.txt").read_text()
+    assert len(warning.findall(log)) == 1  # not in each epoch
     weights = f"train.init_checkpoint={tmp_path / 'out' / 'model_final.pth'}"
     run("finetune_lomar_vit_tiny", split, tmp_path / "out", *opts, weights, eval_only=True)
     log = (tmp_path / "out" / "log.txt").read_text()
-    assert log.count(words) == 2  # a run of its own, although all are listed
+    assert len(warning.findall(log)) == 2  # a run of its own, although all are listed
 
 
 def test_too_many_unreadable_images_end_training_and_lose_nothing(split, tmp_path):
-    opts = [*FINETUNE, "train.epochs=2", "train.warmup_epochs=0"]
-    strict = "1 of the .* cannot be read.*max_bad_fraction=0;.*resume"
-    with pytest.raises(UserError, match=strict):
+    opts = [*TINY_CLASSIFIER, "train.epochs=2", "train.warmup_epochs=0"]
+    with pytest.raises(UserError, match="max_bad_fraction=0[^.].*resume"):
         run("finetune_lomar_vit_tiny", split, tmp_path / "strict", *opts, "data.max_bad_fraction=0")
     assert list((tmp_path / "strict").glob("model_0*.pth"))
     # of the images to validate on, after the first of two epochs
-    out, few = tmp_path / "out", "1 of 9 images .*max_bad_fraction=0.05; first .*2.png'.*resume"
-    with pytest.raises(UserError, match=few):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="1 of 9 .*max_bad_fraction=0.05.*2.png'.*resume"):
         run("finetune_lomar_vit_tiny", split, out, *opts)
     assert [path.name for path in out.glob("model_0*.pth")] == ["model_0000004.pth"]
     opts.append("data.max_bad_fraction=0.2")
@@ -152,24 +155,20 @@ def test_too_many_unreadable_images_end_training_and_lose_nothing(split, tmp_pat
 @pytest.mark.parametrize(
     "opts, message",
     [
-        (["train.epochs=0"], "train.epochs=0"),
-        (["train.warmup_epochs=30"], "warmup_epochs"),
-        (["train.optimizer=null"], "train.optimizer=None must be text"),
-        (["train.milestone_epochs=abc"], "train.milestone_epochs=abc must be"),
-        (["data.augmentation.hflip=2"], "hflip=2 must be"),
-        (["train.device=mps"], "train.device=mps is not one of auto, cuda, cpu"),
+        (["train.warmup_epochs=30"], "train.warmup_epochs=30"),
+        (["train.optimizer=null"], "train.optimizer=None"),
         (["train.optimizer=adamz"], "train.optimizer=adamz"),
+        (["data.augmentation.hflip=2"], "hflip=2"),
+        (["train.device=mps"], "train.device=mps.*cuda"),
         (["data.val_fraction=1.5"], "val_fraction"),
-        (["train.label_smoothing=1"], "label_smoothing"),
-        (["model.num_head=2"], "no setting 'model.num_head'"),
-        (["data.path=nowhere"], "nowhere does not exist"),
-        (["train.init_checkpoint=nowhere.pth"], "nowhere.pth does not exist"),
-        (["train.milestone_epochs=few"], "train.milestone_epochs=few must be"),
+        (["model.num_head=2"], "model.num_head'"),
+        (["data.path=nowhere"], "nowhere"),
+        (["train.init_checkpoint=nowhere.pth"], "nowhere.pth"),
     ],
 )
 def test_what_is_wrong_is_said_before_training(colours, tmp_path, opts, message):
     with pytest.raises(UserError, match=message):
-        run("finetune_lomar_vit_tiny", colours, tmp_path / "out", *FINETUNE, *opts)
+        run("finetune_lomar_vit_tiny", colours, tmp_path / "out", *TINY_CLASSIFIER, *opts)
     assert not list((tmp_path / "out").glob("*.pth"))
 
 
@@ -177,6 +176,6 @@ def test_evaluation_wants_the_whole_classifier(colours, tmp_path):
     backbone = tmp_path / "backbone_final.pth"
     model = LoMaR(img_size=64, embed_dim=32, depth=2, num_heads=2, window_size=3)
     save_backbone(backbone, model.state_dict(), {})
-    opts = [*FINETUNE, f"train.init_checkpoint={backbone}"]
-    with pytest.raises(UserError, match="not a checkpoint of this classifier of 3 classes"):
+    opts = [*TINY_CLASSIFIER, f"train.init_checkpoint={backbone}"]
+    with pytest.raises(UserError, match="backbone_final.pth.* 3 "):
         run("finetune_lomar_vit_tiny", colours, tmp_path / "out", *opts, eval_only=True)

@@ -102,13 +102,13 @@ def test_class_folders_hidden_and_empty_ones_are_none(class_folders, lomar_log):
 
 
 def test_unusable_class_folders_are_refused(tmp_path, class_folders):
-    with pytest.raises(UserError, match="gone does not exist"):
+    with pytest.raises(UserError, match="gone"):
         ClassFolders(tmp_path / "gone")
-    with pytest.raises(UserError, match="0 class folders with images.*one folder per class"):
+    with pytest.raises(UserError, match="deeper.* 0 class"):
         ClassFolders(class_folders / "dark" / "deeper")  # images, but no classes
     for image in (class_folders / "dark").rglob("*.png"):
         image.unlink()
-    with pytest.raises(UserError, match="1 class folders with images"):
+    with pytest.raises(UserError, match="labelled.* 1 class"):
         ClassFolders(class_folders)
 
 
@@ -139,10 +139,10 @@ def test_unreadable_images_are_left_out_and_named(class_folders, lomar_log):
     model = LoMaR(**SMALL, window_size=3)
     probe = KNNProbe(str(class_folders), model.img_size, k=3)
     assert probe.measure(model) == 100
-    assert "1 of 12 images cannot be read" in lomar_log.text and "2.png" in lomar_log.text
+    assert "1 of 12" in lomar_log.text and "2.png" in lomar_log.text
     for image in (class_folders / "dark").rglob("*.png"):
         image.write_bytes(b"broken")
-    with pytest.raises(UserError, match="less than two classes have two readable images"):
+    with pytest.raises(UserError, match="train.probe.path.*train.probe.max_images"):
         probe.measure(model)
 
 

@@ -1,11 +1,11 @@
 """Training as the command does it, against literal formulas: steps, schedule, splits of a batch."""
 
-import json
 import math
+import re
 
 import pytest
 import torch
-from helpers.common import TINY_PRETRAIN, run_two_processes, tool_args
+from helpers.common import TINY_PRETRAIN, read_metrics, run_two_processes, tool_args
 from helpers.literal import literal_lomar_loss, literal_mae_loss
 
 from lomar_det.checkpoint.serialization import load_plain
@@ -40,8 +40,7 @@ def pretrain_args(images, output, config, *opts):
 
 
 def read(output, key):
-    lines = (output / "metrics.json").read_text().splitlines()
-    return [json.loads(line)[key] for line in lines]
+    return [line[key] for line in read_metrics(output)]
 
 
 def final_weights(output):
@@ -131,8 +130,8 @@ def test_accumulation_trains_as_the_whole_batch_does(drawn_set, tmp_path, config
             pretrain_args(drawn_set[1], tmp_path / name, config, "train.epochs=5", *opts)
         )
     for name, steps in (("half", 2), ("max", 4)):
-        arithmetic = f"{4 // steps} images x 1 process(es) x {steps} accumulation step(s) = 4"
-        assert arithmetic in (tmp_path / name / "log.txt").read_text()
+        arithmetic = rf"{4 // steps} \D+ 1 \D+ {steps} \D+ 4\D"
+        assert re.search(arithmetic, (tmp_path / name / "log.txt").read_text())
         assert_same_training(tmp_path / "whole", tmp_path / name)
 
 
@@ -144,7 +143,7 @@ def test_two_processes_train_as_one_does(drawn_set, tmp_path, monkeypatch):
     two = pretrain_args(drawn_set[1], tmp_path / "two", LOMAR, *opts)
     pretraining.main(one)
     run_two_processes(pretraining.main, two)
-    assert "2 images x 2 process(es) x 1 acc" in (tmp_path / "two" / "log.txt").read_text()
+    assert re.search(r"2 \D+ 2 \D+ 1 \D+ 4\D", (tmp_path / "two" / "log.txt").read_text())
     assert_same_training(tmp_path / "one", tmp_path / "two")
     sheets = sorted(path.name for path in (tmp_path / "two" / "pictures").iterdir())
     assert sheets == ["reconstruction_0004.png", "reconstruction_0005.png"]
