@@ -70,6 +70,14 @@ FLAG = Rule("True or False", lambda value: isinstance(value, bool))
 TEXT = Rule("text (a number as \"'5'\")", lambda value: isinstance(value, str))
 
 
+def _are_paths(value: Any) -> bool:
+    several = value if isinstance(value, list | tuple) else [value]
+    return bool(value) and all(map(TEXT.holds, several))
+
+
+PATHS = Rule("a path, or a list of paths", _are_paths)
+
+
 def check_settings(settings: Mapping, rules: Mapping[str, Rule]) -> None:
     """Refuses the first setting that breaks its rule.
 

@@ -58,6 +58,8 @@ class Section:
             UserError: a setting is missing, does not exist, or breaks its rule.
         """
         node = OmegaConf.select(cfg, name)
+        if not isinstance(node, DictConfig):
+            raise UserError(f"{name}={node} must be a section of settings")
         known = {field.name: field for field in fields(cls)}
         values = {}
         for key in (key for key in node if key not in skip):

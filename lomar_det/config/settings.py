@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from .rules import FLAG, TEXT, Rule, number, one_of, pair, whole
+from .rules import FLAG, PATHS, TEXT, Rule, number, one_of, pair, whole
 from .section import Section, setting, subsection
 
 _FLAGS = Rule(
@@ -14,10 +14,6 @@ _FLAGS = Rule(
     lambda value: isinstance(value, Mapping) and all(map(FLAG.holds, value.values())),
 )
 _MAPPING = Rule("a mapping", lambda value: isinstance(value, Mapping))
-_PATHS = Rule(
-    "a path, or a list of paths",
-    lambda value: bool(value) and (TEXT.holds(value) or all(map(TEXT.holds, value))),
-)
 # Not ``v in range(2**32)``: Python would compare a text with every number, for minutes.
 SEED = Rule("a whole number from 0 to 2**32 - 1", lambda v: whole(0).holds(v) and v < 2**32)
 
@@ -88,7 +84,8 @@ class RunSettings(Section):
     overwrite: bool = setting(
         False,
         FLAG,
-        "delete an earlier run's files in output_dir instead of refusing to start",
+        "delete an earlier run's checkpoints and metrics in output_dir, where a run is otherwise "
+        "refused",
         "OVERWRITE",
     )
     log_period: int = setting(20, whole(1), "iterations between lines of the log", "LOG_PERIOD")
@@ -224,8 +221,8 @@ class DetectionData(Section):
 class SplitSettings(Section):
     """COCO-format files for training or validation."""
 
-    annotations: str | list[str] = setting(MISSING, _PATHS, "give the COCO-format JSON file")
-    images: str | list[str] = setting(MISSING, _PATHS, "give the folder of its images")
+    annotations: str | list[str] = setting(MISSING, PATHS, "give the COCO-format JSON file")
+    images: str | list[str] = setting(MISSING, PATHS, "give the folder of its images")
 
 
 @dataclass(frozen=True, kw_only=True)

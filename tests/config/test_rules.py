@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from lomar_det.config.rules import (
     FLAG,
+    PATHS,
     TEXT,
     check_settings,
     number,
@@ -36,6 +37,7 @@ from lomar_det.errors import UserError
         (pair(number("[0, 1)")), [[0.9, 0.5], (0, 0)], [[0.9], [0.9, 1], 0.9, "ab", [1, 2, 3]]),
         (pair(number("(0, 1]"), ascending=True), [[0.2, 1], [1, 1]], [[1, 0.2], [0, 1]]),
         (TEXT, ["", "a"], [None, 5, ["a"]]),
+        (PATHS, ["a", ["a", "b"]], ["", [], None, 5, ["a", 5], {"a": 1}]),
         (FLAG, [True, False], [0, 1, "True", None]),
     ],
 )
@@ -59,6 +61,7 @@ def test_the_first_bad_setting_is_named_with_its_rule():
     [
         "train.max_iter=many",
         "train.checkpointer.period=0",
+        "train.checkpointer=null",
         "train.device=null",
         "train.seed=4294967296",
         "train.ddp.find_unused_parameters=maybe",

@@ -4,14 +4,10 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from lomar_det.config.rules import FLAG, TEXT, Rule, number, one_of, pair, whole
+from lomar_det.config.rules import FLAG, PATHS, TEXT, number, one_of, pair, whole
 from lomar_det.config.section import Section, setting, subsection
 from lomar_det.config.settings import EpochSettings
 
-_SOURCES = Rule(
-    "a path, or a list of paths",
-    lambda value: bool(value) and (TEXT.holds(value) or all(map(TEXT.holds, value))),
-)
 _CROP_SCALE = pair(number("(0, 1]"), ascending=True)
 
 
@@ -34,7 +30,7 @@ class PretrainData(ImageData):
 
     path: str | list[str] = setting(
         MISSING,
-        _SOURCES,
+        PATHS,
         "give the folder of your images, data.path=FOLDER; or a list of paths (.txt), a COCO .json "
         "file, tar shards (shards-{000..123}.tar), an image, or a [list, of, these]",
     )
