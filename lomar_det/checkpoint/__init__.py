@@ -10,7 +10,7 @@ from ..compat import require_detectron2
 require_detectron2()
 
 from .convert import convert_checkpoint
-from .load import LoadReport, find_encoder, load_encoder_weights, load_weights
+from .load import LoadReport, find_encoder, load_encoder_weights, load_weights, reinit_blocks
 from .state_dicts import backbone_state_dict, read_state_dict, save_backbone
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "load_encoder_weights",
     "load_weights",
     "read_state_dict",
+    "reinit_blocks",
     "save_backbone",
 ]

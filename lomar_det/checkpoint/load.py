@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..layers import NUM_BUCKETS, NUM_SPATIAL_BUCKETS, resize_pos_embed
+from ..layers import (
+    IRPE,
+    NUM_BUCKETS,
+    NUM_SPATIAL_BUCKETS,
+    Attention,
+    init_vit_weights,
+    resize_pos_embed,
+)
 from ..modeling import LoMaRViT
 from .rename import USUAL_NUM_HEADS, Checkpoint, architecture_of, read_checkpoint
 
@@ -127,6 +134,32 @@ def load_encoder_weights(encoder: nn.Module, path: str | Path, ema: bool = False
     encoder.load_state_dict(state, strict=False)
     logger.info("%s", report)
     return report
+
+
+def reinit_blocks(encoder: nn.Module, number: int) -> None:
+    """Gives the upper blocks of an encoder the weights of a new one.
+
+    Args:
+        encoder: A module with ``blocks``.
+        number: How many of them, from the last one down.
+
+    Raises:
+        UserError: it has fewer.
+    """
+    depth = len(encoder.blocks)
+    if number > depth:
+        raise UserError(f"train.reinit_blocks={number}, but the encoder has {depth} blocks")
+    for module in encoder.blocks[depth - number :].modules():
+        if isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+        elif isinstance(module, IRPE):
+            nn.init.zeros_(module.lookup_table_weight)
+        elif isinstance(module, Attention) and module.rel_pos == "decomposed":
+            nn.init.zeros_(module.rel_pos_h)
+            nn.init.zeros_(module.rel_pos_w)
+        init_vit_weights(module)
+    if number:
+        logger.info("The upper %d of %d blocks start from random weights", number, depth)
 
 
 def find_encoder(model: nn.Module) -> tuple[str, LoMaRViT]:

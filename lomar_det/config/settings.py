@@ -31,6 +31,13 @@ class RunSettings(Section):
         "checkpoint to start from, ours or another project's; empty: random weights",
         "MODEL.WEIGHTS",
     )
+    reinit_blocks: int = setting(
+        0,
+        whole(0),
+        "upper blocks of the encoder that start from random weights again, after init_checkpoint "
+        "is loaded: the last blocks of a masked autoencoder turn into its decoder",
+        "MODEL.REINIT_BLOCKS",
+    )
     max_minutes: float | None = setting(
         None,
         number("(0, inf)") | one_of(None),

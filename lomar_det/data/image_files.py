@@ -67,3 +67,16 @@ def find_image_files(inputs: Iterable[str | Path]) -> list[Path]:
                 )
             found += inside
     return list(dict.fromkeys(map(Path, found)))
+
+
+def make_folder(path: str | Path) -> Path:
+    """Makes the folder if needed.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written: {error}") from None
+    return Path(path)

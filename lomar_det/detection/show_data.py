@@ -14,7 +14,7 @@ from torchvision.transforms.functional import to_pil_image
 from ..config.lazy import instantiate_section
 from ..data.classes import dataset_classes
 from ..data.configure import configure_data
-from ..errors import UserError
+from ..data.image_files import make_folder
 from .draw import distinct_color, draw_objects
 
 
@@ -53,19 +53,6 @@ def visualize_detection_data(
         paths.append(output / f"{number:03d}_{Path(sample['file_name']).stem}.png")
         draw_sample(sample["image"], sample["instances"], names).save(paths[-1])
     return paths
-
-
-def make_folder(path: str | Path) -> Path:
-    """Makes the folder if needed.
-
-    Raises:
-        UserError: it cannot be made.
-    """
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {path} cannot be written: {error}") from None
-    return Path(path)
 
 
 def draw_sample(image: Tensor, instances: Instances, names: list[str]) -> Image.Image:

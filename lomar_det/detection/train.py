@@ -8,9 +8,10 @@ from functools import partial
 from omegaconf import DictConfig
 from torch import nn
 
-from ..checkpoint import load_weights
+from ..checkpoint import find_encoder, load_weights, reinit_blocks
 from ..checkpoint.rename import read_checkpoint
 from ..config.lazy import instantiate_section, with_settings
+from ..config.settings import DetectionSettings
 from ..data import configure_data
 from ..data.classes import dataset_classes
 from ..data.stream import seed_everything
@@ -69,7 +70,7 @@ def train(
     settings, checkpointer = run.settings, run.settings.checkpointer
     model = build_model(cfg).to(run.device)
     if not run.resume:
-        _init_weights(model, settings.init_checkpoint)
+        _init_weights(model, settings)
     params = instantiate_section(cfg, "optimizer.params", model=model)
     plan = Plan(
         max_iter=cfg.train.max_iter or BY_THE_CLOCK,
@@ -93,8 +94,9 @@ def train(
     return fitted.results
 
 
-def _init_weights(model: nn.Module, path: str | None) -> None:
-    if path:
-        load_weights(model, path)
+def _init_weights(model: nn.Module, settings: DetectionSettings) -> None:
+    if settings.init_checkpoint:
+        load_weights(model, settings.init_checkpoint)
+        reinit_blocks(find_encoder(model)[1], settings.reinit_blocks)
     else:
         logger.warning("train.init_checkpoint is empty: training from random weights")

@@ -7,10 +7,17 @@ import torch
 from helpers.small_models import SMALL, Detector, mae_file, pretrained
 from torch import nn
 
-from lomar_det.checkpoint import load_encoder_weights, load_weights, read_state_dict, save_backbone
+from lomar_det.checkpoint import (
+    load_encoder_weights,
+    load_weights,
+    read_state_dict,
+    reinit_blocks,
+    save_backbone,
+)
 from lomar_det.checkpoint.serialization import save_atomically
 from lomar_det.errors import UserError
 from lomar_det.layers import resize_pos_embed
+from lomar_det.modeling import LoMaRViT
 from lomar_pretrain import MAE, LoMaR, VisionTransformerClassifier
 
 
@@ -304,3 +311,23 @@ def test_remedies_name_the_settings_of_pretraining(tmp_path):
     torch.save(Detector(**DECOMPOSED).state_dict(), tmp_path / "d.pth")
     with pytest.raises(UserError, match="d.pth.*detector"):
         load_encoder_weights(LoMaR(img_size=112, **SMALL), tmp_path / "d.pth")
+
+
+@pytest.mark.parametrize("rel_pos", ["irpe", "decomposed"])
+def test_upper_blocks_can_start_from_random_weights_again(rel_pos):
+    torch.manual_seed(0)
+    settings = dict(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=2)
+    net = LoMaRViT(**settings, rel_pos=rel_pos, window_block_indexes=[])
+    for parameter in net.parameters():
+        torch.nn.init.constant_(parameter, 0.5)
+    reinit_blocks(net, 2)
+    new = LoMaRViT(**settings, rel_pos=rel_pos, window_block_indexes=[]).state_dict()
+    for name, value in net.state_dict().items():
+        if not name.startswith(("blocks.1.", "blocks.2.")):
+            assert (value == 0.5).all(), name
+        elif value.ndim < 2 or "rpe_k" in name or "rel_pos" in name:
+            assert torch.equal(value, new[name]), name
+        else:
+            assert value.std().item() == pytest.approx(new[name].std().item(), rel=0.2), name
+    with pytest.raises(UserError, match="reinit_blocks=4"):
+        reinit_blocks(net, 4)

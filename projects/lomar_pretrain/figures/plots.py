@@ -134,7 +134,7 @@ def plot_training(metrics: list[dict], output: str | Path) -> Path:
         output: The PNG to write, in a folder that is there.
     """
     panels = {
-        "loss": {"total_loss": "loss"},
+        "loss": {"total_loss": "loss", "loss_constant": "of a constant"},
         "learning rate": {"lr": "learning rate"},
         "images / s": {"img_per_s": "images / s"},
         "kNN top-1 accuracy, %": {

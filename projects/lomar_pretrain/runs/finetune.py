@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lomar_det.checkpoint import load_encoder_weights, read_state_dict
+from lomar_det.checkpoint import load_encoder_weights, read_state_dict, reinit_blocks
 from lomar_det.config.lazy import load_config, require_sections, with_settings
 from lomar_det.data.classes import check_class_names
 from lomar_det.data.stream import SeededDataset, quiet_worker, seed_everything, stream_loader
@@ -91,7 +91,7 @@ def train(
     settings: FinetuneSettings = run.settings
     plan, lr = plan_epochs(settings, len(train_set), settings.eval_epochs, settings.best_metric)
     if not run.resume:
-        init_encoder(model, settings.init_checkpoint)
+        init_encoder(model, settings)
     samples = SeededDataset(
         train_set.samples, ReplaceUnreadable(train_set.load, itemgetter(0)), settings.seed
     )
@@ -118,10 +118,12 @@ def train(
     return fitted.results
 
 
-def init_encoder(model: nn.Module, path: str | None) -> None:
+def init_encoder(model: nn.Module, settings: FinetuneSettings) -> None:
     """Loads ``train.init_checkpoint`` into the encoder, and into the head where it fits."""
-    if path:
-        load_encoder_weights(getattr(model, "encoder", model), path)
+    encoder = getattr(model, "encoder", model)
+    if settings.init_checkpoint:
+        load_encoder_weights(encoder, settings.init_checkpoint)
+        reinit_blocks(encoder, settings.reinit_blocks)
     else:
         logger.warning("train.init_checkpoint is empty: the encoder has random weights")
 

@@ -6,6 +6,8 @@ their channels keep fixed offsets, which every patch of the target has.
 Shapes: B images, L patches of an image, p patch size.
 """
 
+import logging
+
 import torch
 from detectron2.engine import HookBase
 from torch import Tensor
@@ -14,6 +16,8 @@ from lomar_det.layers import patchify
 
 from ..models.lomar import LoMaR, normalize_patches
 from ..models.mae import MAE
+
+logger = logging.getLogger(__name__)
 
 NUM_IMAGES = 16  # of a batch, whose patches stand for those of the whole
 
@@ -56,10 +60,19 @@ class LossConstant(HookBase):
         return float(self._square - self._mean.square().mean())
 
 
-def explain(loss: float, constant: float) -> str:
-    """In words: how much of what a constant leaves the model explains."""
-    share = 1 - loss / constant if constant else 0.0
-    return (
-        f"Loss {loss:.3g}. The best constant patch has {constant:.3g}: the model explains "
-        f"{share:.0%} of what a constant leaves"
-    )
+def log_explained(metrics: list[dict]) -> None:
+    """Says how much of what a constant leaves the model explains.
+
+    Args:
+        metrics: Lines of a ``metrics.json``; the last one with both figures counts.
+    """
+    lines = [line for line in metrics if {"total_loss", "loss_constant"} <= set(line)]
+    if lines and lines[-1]["loss_constant"] > 0:
+        loss, constant = lines[-1]["total_loss"], lines[-1]["loss_constant"]
+        logger.info(
+            "Loss %.3g; the best constant patch has %.3g: the model explains %.0f %% of what a "
+            "constant leaves",
+            loss,
+            constant,
+            100 * (1 - loss / constant),
+        )

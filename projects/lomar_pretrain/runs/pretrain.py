@@ -15,7 +15,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 import lomar_det
-from lomar_det.checkpoint import load_encoder_weights, save_backbone
+from lomar_det.checkpoint import load_encoder_weights, reinit_blocks, save_backbone
 from lomar_det.config.lazy import as_list, find_config, load_config, require_sections
 from lomar_det.data.stream import SeededDataset, seed_everything, stream_loader
 from lomar_det.engine.fit import fit
@@ -31,6 +31,7 @@ from ..figures.plots import plot_training
 from ..models.lomar import LoMaR
 from ..models.mae import MAE
 from .bad_images import CountBadImages
+from .loss_constant import LossConstant, log_explained
 from .progress import progress_hooks
 from .settings import PretrainData, PretrainSettings
 
@@ -126,12 +127,14 @@ def train(run: Run, data: PretrainData, model: LoMaR | MAE, images: ImageList, s
     hooks = progress_hooks(run, model, images, plan.iters_per_epoch, data.num_workers)
     if settings.init_checkpoint and not run.resume:
         load_encoder_weights(model, settings.init_checkpoint)
+        reinit_blocks(model, settings.reinit_blocks)
     optimizer = torch.optim.AdamW(
         param_groups_weight_decay(model, settings.weight_decay),
         lr=lr,
         betas=tuple(settings.betas),
         fused=run.device.type == "cuda",
     )
+    constant = LossConstant(model, settings.log_period)
     fitted = fit(
         run,
         plan,
@@ -148,8 +151,8 @@ def train(run: Run, data: PretrainData, model: LoMaR | MAE, images: ImageList, s
             permutation=images.permutation,
         ),
         save_config,
-        compute_losses=partial(_compute_losses, run.device),
-        hooks=[CountBadImages(run, data.max_bad_fraction, len(images)), *hooks],
+        compute_losses=partial(_compute_losses, run.device, constant),
+        hooks=[CountBadImages(run, data.max_bad_fraction, len(images)), constant, *hooks],
         meta=meta,
     )
     path = run.output_dir / "backbone_final.pth"
@@ -159,6 +162,7 @@ def train(run: Run, data: PretrainData, model: LoMaR | MAE, images: ImageList, s
         metrics = read_metrics(run.output_dir / "metrics.json")
         if metrics:
             plot_training(metrics, run.output_dir / "loss.png")
+            log_explained(metrics)
         logger.info("The backbone for the next stage: %s", path)
     return path
 
@@ -170,10 +174,12 @@ def make_sample(data: PretrainData, model: LoMaR | MAE) -> ReplaceUnreadable:
 
 
 def _compute_losses(
-    device: torch.device, model: nn.Module, batch: list[Tensor]
+    device: torch.device, constant: LossConstant, model: nn.Module, batch: list[Tensor]
 ) -> dict[str, Tensor]:
     images, noise = (tensor.to(device, non_blocking=True) for tensor in batch)
-    return {"loss": model(normalize(images), noise=noise).loss}
+    images = normalize(images)
+    constant.watch(images)
+    return {"loss": model(images, noise=noise).loss}
 
 
 def backbone_meta(model: LoMaR | MAE, epochs: float | None) -> dict:

@@ -11,8 +11,8 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes
 
 from lomar_det.config.lazy import as_list, require_sections
+from lomar_det.data.image_files import make_folder
 from lomar_det.data.stream import SeededDataset, StreamSampler
-from lomar_det.detection.show_data import make_folder
 from lomar_det.layers import grid_size
 from lomar_det.modeling.build import build_model
 
