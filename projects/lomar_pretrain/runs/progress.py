@@ -4,6 +4,7 @@ They do not touch the run's random numbers: losses are the same, to the bit, wit
 """
 
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -70,7 +71,7 @@ def progress_hooks(
         UserError: the probe's folder is unusable.
     """
     settings, is_main = run.settings, comm.is_main_process()
-    hooks = []
+    hooks: list[HookBase] = [NameTheLimit(num_workers)] if is_main else []
     if settings.picture_epochs:
         sheet = ReconstructionSheet(model, images, run.output_dir) if is_main else None
         hooks.append(EveryEpochs(sheet, settings.picture_epochs, iters_per_epoch))
@@ -85,6 +86,41 @@ def progress_hooks(
         comm.synchronize()
         hooks.append(EveryEpochs(log, probe.epochs, iters_per_epoch))
     return hooks
+
+
+class NameTheLimit(HookBase):
+    """Says once in a run whether the loader or the model limits the speed, and what to do.
+
+    Args:
+        num_workers: Processes that open images.
+    """
+
+    after_steps = 60  # the first ones are no measure: workers start, kernels compile
+    waiting = 0.2  # share of the time from which on the loader is the limit
+
+    def __init__(self, num_workers: int):
+        self.num_workers = num_workers
+
+    def after_step(self) -> None:
+        if self.trainer.iter + 1 - self.trainer.start_iter != self.after_steps:
+            return
+        share = self.trainer.storage.latest()["data_wait"][0]
+        if share >= self.waiting:
+            logger.warning(
+                "The loader is the limit: steps wait for images %.0f %% of the time. Raise "
+                "data.num_workers (%d; this machine has %d cores), pack the images into shards "
+                "(tools/make_shards.py), or use them better: model.num_windows takes more windows "
+                "of each opened image",
+                100 * share,
+                self.num_workers,
+                os.cpu_count(),
+            )
+        else:
+            logger.info(
+                "The model is the limit: steps wait for images %.0f %% of the time. "
+                "train.compile=True, train.precision=bf16 or more GPUs make it faster",
+                100 * share,
+            )
 
 
 class ReconstructionSheet:
