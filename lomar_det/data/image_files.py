@@ -75,8 +75,9 @@ def make_folder(path: str | Path) -> Path:
     Raises:
         UserError: it cannot be made.
     """
+    folder = Path(path).expanduser()
     try:
-        Path(path).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output {path} cannot be written: {error}") from None
-    return Path(path)
+    return folder

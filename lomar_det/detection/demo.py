@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> list[str]:
     Raises:
         UserError: anything the user can mend.
     """
-    output = Path(args.output)
+    output = Path(args.output).expanduser()
     paths = find_image_files(args.input)
     _refuse_output_among(paths, output)
     cfg = load_any_config(args.config_file, args.opts)

@@ -151,13 +151,13 @@ class WandbWriter(EventWriter):
         self._window_size = settings.log_period
         config = dataclasses.asdict(settings)
         file = Path(settings.output_dir, WANDB_RUN_FILE)
-        self._run = wandb.init(
-            dir=str(settings.output_dir),
-            id=file.read_text().strip() if file.is_file() else None,
-            resume="allow",
-            config=config,
-            **config["wandb"],
-        )
+        options = {
+            "dir": str(settings.output_dir),
+            "id": file.read_text().strip() if file.is_file() else None,
+            "resume": "allow",
+            "config": config,
+        }
+        self._run = wandb.init(**options | config["wandb"])
         file.write_text(self._run.id)
         # W&B's own step can only rise, but a resumed run may start some iterations earlier.
         self._run.define_metric("*", step_metric="iteration")

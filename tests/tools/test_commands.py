@@ -1,6 +1,5 @@
 """The commands as users type them: one-line errors, exit codes, clean ends on signals."""
 
-import json
 import os
 import signal
 import subprocess
@@ -8,7 +7,15 @@ import sys
 import time
 
 import pytest
-from helpers.common import ROOT, TINY_DETECTOR, TINY_PRETRAIN, data_settings, tool_environment
+from helpers.common import (
+    ROOT,
+    TINY_DETECTOR,
+    TINY_PRETRAIN,
+    data_settings,
+    edit_json,
+    read_metrics,
+    tool_environment,
+)
 
 pytestmark = pytest.mark.run
 
@@ -59,9 +66,7 @@ def test_pretraining_without_images(tmp_path):
 
 def test_annotations_that_name_a_missing_image(drawn_set, tmp_path):
     annotations, images = drawn_set
-    data = json.loads(annotations.read_text())
-    data["images"][1]["file_name"] = "lost.png"
-    annotations.write_text(json.dumps(data))
+    edit_json(annotations, lambda data: data["images"][1].update(file_name="lost.png"))
     settings = [*data_settings(annotations, images), f"train.output_dir={tmp_path / 'out'}"]
     assert_one_clear_error([*DETECT, *settings], str(annotations), "lost.png", "data.*.images")
 
@@ -124,11 +129,11 @@ def test_a_stopped_run_resumes(drawn_set, tmp_path, number):
     short = [s for s in settings if "train.epochs" not in s] + [f"train.epochs={done + 4}"]
     code, out, err = finish(start([*PRETRAIN, "--resume", *short]))
     assert code == 0, err
-    assert f"Starting training from iteration {done + 1}" in out + err
+    assert [line["iteration"] for line in read_metrics(output)] == list(range(done + 4))
 
 
 def test_shards_are_made_and_not_overwritten(drawn_set, tmp_path):
     arguments = ["tools/make_shards.py", "--input", drawn_set[1], "--output", tmp_path / "shards"]
     code, out, err = finish(start([*arguments, "--shortest-side", "32", "--num-workers", "1"]))
-    assert code == 0 and "6 images in 1 shards" in out + err, err
+    assert code == 0 and (tmp_path / "shards" / "shards-000000.tar").is_file(), out + err
     assert_one_clear_error(arguments, "shards-000000.tar", "--force")
