@@ -41,10 +41,11 @@ def drawn_set(tmp_path) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def lomar_log(caplog):
-    """Captures our loggers also after a tool has set them up not to propagate."""
+def lomar_log(caplog, monkeypatch):
+    """Captures our loggers also after a tool has set them up not to propagate; each record once."""
     loggers = [logging.getLogger(name) for name in LOGGERS if name.startswith("lomar")]
     for logger in loggers:
+        monkeypatch.setattr(logger, "propagate", False)
         logger.addHandler(caplog.handler)
         logger.setLevel(logging.INFO)
     yield caplog
