@@ -269,25 +269,28 @@ class Trainer(SimpleTrainer):
             )
 
     def after_train(self) -> None:
-        """Ends the run. After an error, nothing is evaluated and errors of hooks are dropped.
+        """Ends the run: every hook ends, whatever another one raises, and the first error is told.
 
-        detectron2's `EvalHook` would evaluate after an error in the last iteration. A second error,
-        such as writing to the same full disk, would hide the first.
+        After an error in training, nothing is evaluated, and errors of hooks are dropped: a second
+        error, such as writing to the same full disk, would hide the first.
         """
-        if self.iter == self.max_iter:
-            super().after_train()
-        else:
-            self.concurrent_executor.shutdown()
-            for hook in self._hooks:
-                if not isinstance(hook, EvalHook):
-                    with contextlib.suppress(Exception):
-                        hook.after_train()
+        is_finished, error = self.iter == self.max_iter, None
+        self.storage.iter = self.iter
+        for hook in self._hooks:
+            if is_finished or not isinstance(hook, EvalHook):
+                try:
+                    hook.after_train()
+                except Exception as another:
+                    error = error or another
+        self.concurrent_executor.shutdown()
         # End the loader's workers now: after an error, the traceback keeps the iterator alive, and
         # the interpreter would wait for the workers when it exits.
         end_workers = getattr(self._data_loader_iter_obj, "_shutdown_workers", None)
         if end_workers is not None:
             end_workers()
         self._data_loader_iter_obj = None
+        if is_finished and error is not None:
+            raise error
 
     def _no_sync_before_last(self, step: int):
         is_ddp = isinstance(self.model, DistributedDataParallel)

@@ -10,7 +10,6 @@ from helpers.common import read_metrics
 from helpers.linear import SCHEDULE, endless_batches, fit_linear
 
 from lomar_det.checkpoint.serialization import load_plain
-from lomar_det.engine import StopOnSignal
 from lomar_det.errors import UserError
 
 
@@ -39,15 +38,6 @@ def sigterm_in_step(stop):
             yield batch
 
     return make_loader
-
-
-@pytest.fixture
-def same_signals():
-    """A run whose last evaluation fails leaves its handlers."""
-    before = {number: signal.getsignal(number) for number in StopOnSignal.signals()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def checkpoints(folder):
@@ -120,7 +110,7 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(tmp_path):
     assert first == second and len(first) == 6
 
 
-def test_an_evaluation_that_fails_costs_no_step(tmp_path, same_signals):
+def test_an_evaluation_that_fails_costs_no_step(tmp_path):
     """The disk of the validation images is gone, say; the weights are not."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     plan = {"eval_period": 3}
@@ -131,6 +121,7 @@ def test_an_evaluation_that_fails_costs_no_step(tmp_path, same_signals):
     with pytest.raises(UserError, match="gone"):  # now in the last one
         fit_linear(cut, plan=plan, resume=True, evaluate=Evaluations(UserError("gone")))
     assert checkpoints(cut) == ["model_0000002.pth", "model_final.pth", "model_final_ema.pth"]
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL  # the other hooks have ended
     fitted = fit_linear(cut, plan=plan, resume=True, evaluate=Evaluations(2.0))
     assert not fitted.trained and "model_best.pth" in checkpoints(cut)
     assert_same_end(whole, cut)

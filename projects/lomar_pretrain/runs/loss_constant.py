@@ -48,6 +48,13 @@ class LossConstant(HookBase):
         if (self.trainer.iter + 1) % self.period == 0:
             self.trainer.storage.put_scalar("loss_constant", self.measure(), smoothing_hint=False)
 
+    def state_dict(self) -> dict:
+        return {"count": self._count, "mean": self._mean, "square": self._square}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self._count = state_dict["count"]
+        self._mean, self._square = state_dict["mean"], state_dict["square"]
+
     @torch.no_grad()
     def measure(self) -> float:
         """The mean squared distance of all targets seen so far from their mean."""
