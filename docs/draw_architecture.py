@@ -175,18 +175,16 @@ def _draw_tower(axes: Axes, package: str, bottom: float, top: float) -> None:
 
 
 def _draw_room(axes: Axes, room: str, box: Box, height: float) -> None:
-    """A box with the room's name, its lines of code, and the first sentence of its docstring."""
+    """A box with the room's name and the first sentence of its docstring."""
     init, color = find_modules()[room], DARK[room.partition(".")[0]]
     docstring = ast.get_docstring(ast.parse(init.read_text())) or ""
     sentence = " ".join(docstring.split()).partition(". ")[0].rstrip(".").replace("`", "")
-    lines = sum(len(path.read_text().splitlines()) for path in init.parent.rglob("*.py"))
     left, bottom, width = box
-    x, y, right = left + 0.12, bottom + height - 0.08, left + width - 0.12
+    x, y = left + 0.12, bottom + height - 0.08
     style = dict(boxstyle="round,pad=0,rounding_size=0.08", fc="white", ec=color, lw=1.3, zorder=3)
     axes.add_patch(FancyBboxPatch((left, bottom), width, height, **style))
     style = dict(va="top", zorder=4)
     axes.text(x, y, room.rpartition(".")[2], size=12, weight="bold", color=color, **style)
-    axes.text(right, y, f"{round(lines, -2):,} lines", size=8, ha="right", color="#777", **style)
     axes.text(x, y - 0.23, fill(sentence, int(width * 14.5)), size=8.5, **style)
 
 

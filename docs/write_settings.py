@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lomar_det.config.section import describe
-from lomar_det.config.settings import DetectionData, DetectionSettings, OwnData
+from lomar_det.config.settings import DetectionSettings, NamedData, OwnData
 from lomar_pretrain.runs.settings import (
     FinetuneData,
     FinetuneSettings,
@@ -26,7 +26,7 @@ their settings are the arguments of what they call, and the configs in `configs/
 SECTIONS = {
     "Pretraining: images": ("data", PretrainData),
     "Pretraining: run": ("train", PretrainSettings),
-    "Detection: images": ("data", DetectionData),
+    "Detection on COCO: images": ("data", NamedData),
     "Detection on data of your own: images": ("data", OwnData),
     "Detection: run": ("train", DetectionSettings),
     "Classification: images": ("data", FinetuneData),

@@ -8,12 +8,12 @@ from detectron2.config import LazyCall as L
 from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from omegaconf import OmegaConf
 
-from lomar_det.config.settings import DetectionData
+from lomar_det.config.settings import NamedData
 from lomar_det.data import RGBDatasetMapper, build_train_loader
 from lomar_det.detection.evaluation import CocoEvaluator
 
 # Every setting, its default and what it means: docs/settings.md.
-data = DetectionData.defaults()
+data = NamedData.defaults()
 
 dataloader = OmegaConf.create()
 

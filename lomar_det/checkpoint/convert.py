@@ -66,6 +66,9 @@ def convert_checkpoint(
         found = read_checkpoint(source, ema)
         if patch_size:
             _resize_patches(found, patch_size)
+        if layout in ("lomar", "mae") and found.layout.startswith("asymmetric"):
+            for name in [n for n in found.tensors if re.match("decoder_|mask_token", n)]:
+                found.drop(name, "the decoder of asymmetric LoMaR, which no other code has")
         tensors, meta = _WRITERS[layout](found, num_heads)
         lines = [_describe(found)]
         lines += by_reason("adapted", found.adapted)

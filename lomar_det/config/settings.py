@@ -217,6 +217,12 @@ class DetectionData(Section):
         "pycocotools, or hotcoco: the same numbers, much faster (pip install hotcoco)",
         "TEST.EVALUATOR",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedData(DetectionData):
+    """The ``data`` section of a detector on a data set that detectron2 knows by name, as COCO."""
+
     num_images: int | None = setting(
         None,
         whole(1) | one_of(None),

@@ -27,7 +27,7 @@ def check_class_names(trained: list[str] | None, given: list[str], checkpoint: s
     added = [name for name in given if name not in trained]
     differs = f"missing there: {missing[:5]}, only there: {added[:5]}"
     raise UserError(
-        f"{checkpoint} knows {len(trained)} classes, the validation data lists {len(given)}: "
+        f"{checkpoint} knows {len(trained)} classes, the data lists {len(given)}: "
         f"{differs if missing or added else 'the same ones in another order of their ids'}; it "
         "must list exactly the classes that the model was trained on"
     )

@@ -57,6 +57,8 @@ class DataFacts:
         }
         if "train" in self.names:
             values["dataloader.train.dataset.names"] = self.names["train"]
+        else:
+            values["data.train"] = None  # nobody needs it, and it may be incomplete
         if not self.use_masks:
             values |= WITHOUT_MASKS
         elif self.has_rle:

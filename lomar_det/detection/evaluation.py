@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
 from omegaconf import DictConfig
 from tabulate import tabulate
@@ -163,6 +163,10 @@ def build_evaluation(cfg: DictConfig, run: Run) -> Callable[[nn.Module], dict] |
     loader = instantiate_section(cfg, "dataloader.test")
     predictions = str(run.output_dir / "inference")
     evaluator = instantiate_section(cfg, "dataloader.evaluator", output_dir=predictions)
+    if not isinstance(evaluator, DatasetEvaluator):
+        raise UserError(
+            f"dataloader.evaluator makes a {type(evaluator).__name__}, which is no DatasetEvaluator"
+        )
 
     def evaluate(model: nn.Module) -> dict:
         with autocast(run.device, run.dtype):

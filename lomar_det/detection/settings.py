@@ -4,7 +4,7 @@ from omegaconf import DictConfig
 
 from ..config.lazy import require_sections
 from ..config.rules import check_settings, number, one_of, pair, whole
-from ..config.settings import DetectionData, DetectionSettings, OwnData
+from ..config.settings import DetectionSettings, NamedData, OwnData
 from .contradictions import refuse_contradictions
 
 # Settings that are arguments of ``L(...)`` calls; `configs/common` has their defaults.
@@ -36,7 +36,7 @@ def check_detection_config(cfg: DictConfig, path: str) -> DetectionSettings:
     if "val" in cfg.data:
         OwnData.read(cfg, "data", skip=("train", "val"))
     else:
-        DetectionData.read(cfg, "data")
+        NamedData.read(cfg, "data")
     check_settings(cfg, _CALLS)
     refuse_contradictions(cfg)
     return settings

@@ -250,7 +250,9 @@ def _to_lazy(node: CfgNode) -> DictConfig:
     cfg.model.proposal_generator = {"post_nms_topk": [0, 0]}
     for name, key in SETTINGS.items():
         OmegaConf.update(cfg, name, _get(node, key), force_add=True)
-    if node.DATASETS.TEST:
+    if not node.DATASETS.TEST:
+        del cfg.data.num_images
+    else:
         del cfg.data.train, cfg.data.val
         cfg.dataloader.test.dataset.names = node.DATASETS.TEST[0]
     if node.TEST.DETECTIONS_PER_IMAGE != 100:  # 100, the default, is "auto"

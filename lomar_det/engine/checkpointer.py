@@ -14,6 +14,7 @@ from torch import nn
 
 from ..checkpoint.serialization import load_plain, save_atomically, write_atomically
 from ..config.settings import RunSettings
+from ..data.classes import check_class_names
 from ..errors import UserError
 from .schedules import BY_THE_CLOCK
 
@@ -67,6 +68,8 @@ class Checkpointer(DetectionCheckpointer):
         path = comm.all_gather(path)[0]
         data = data or load_plain(path)
         try:
+            given = (self.meta or {}).get("classes") or []
+            check_class_names((data.get("meta") or {}).get("classes"), given, path)
             self._log_incompatible_keys(self._load_model(data))
             for key, item in self.checkpointables.items():
                 item.load_state_dict(data[key])
@@ -83,9 +86,8 @@ class Checkpointer(DetectionCheckpointer):
                 f"--resume: {path} is of iteration {start_iter}, beyond the {max_iter} of this "
                 "config; raise train.epochs or train.max_iter to go on"
             )
-        state = "Resumed after" if start_iter < max_iter else "This run is finished: all"
         length = "" if max_iter == BY_THE_CLOCK else f" of {max_iter}"
-        logger.info("%s %d%s iterations (%s)", state, start_iter, length, path)
+        logger.info("Resumed after %d%s iterations (%s)", start_iter, length, path)
         return start_iter
 
     def _last_good(self) -> tuple[str, dict]:

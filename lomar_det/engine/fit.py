@@ -1,5 +1,6 @@
 """`fit` trains a model, from its initial weights to the last checkpoint."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from .hooks import Clock, standard_hooks
 from .schedules import Plan
 from .setup import Run
 from .trainer import build_trainer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ def fit(
     start_iter = checkpointer.resume(plan.max_iter) if run.resume else 0
     max_iter = start_iter if clock is not None and clock.is_over else plan.max_iter
     if start_iter == max_iter:
+        logger.info("This run is finished, after %d iterations", start_iter)
         trainer.max_iter = max_iter
         if evaluate:  # the run may have been killed during its last evaluation
             evaluate_and_keep()

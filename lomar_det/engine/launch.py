@@ -97,9 +97,19 @@ def _start_processes(main: Callable, args: argparse.Namespace) -> None:
         signal.signal(number, pass_on)
     processes = args.num_gpus, args.num_machines, args.machine_rank, args.dist_url
     try:
-        launch(_guarded, *processes, (main, args))
+        launch(_in_child, *processes, (multiprocessing.get_start_method(), main, args))
     except torch.multiprocessing.ProcessExitedException as error:
         sys.exit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code)
+
+
+def _in_child(start_method: str, main: Callable, args: argparse.Namespace) -> None:
+    """`_guarded` in a process that `launch` has spawned.
+
+    Its loaders start their workers as those of a single process do: spawned workers would each
+    import everything again, and a signal in the meantime would end them.
+    """
+    multiprocessing.set_start_method(start_method, force=True)
+    _guarded(main, args)
 
 
 def _guarded(main: Callable, args: argparse.Namespace) -> None:

@@ -310,6 +310,7 @@ class Trainer(SimpleTrainer):
         for saved, group in groups:  # another number of groups is refused below
             saved |= {key: group[key] for key in ("lr", "weight_decay", "fused") if key in group}
             saved["initial_lr"] = saved["lr"]
+        self._refuse_another_clock(state_dict.get("hooks", {}))
         super().load_state_dict(state_dict)
         if state_dict["grad_scaler"]:  # empty if the run was not in fp16
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
@@ -318,6 +319,17 @@ class Trainer(SimpleTrainer):
         elif self.ema is not None:
             logger.warning("The checkpoint has no averaged weights: averaging starts here")
             self.ema.set(self._plain_model)
+
+    def _refuse_another_clock(self, saved: dict) -> None:
+        """The share of the run that is done would be another one, and its schedule start again."""
+        by_the_clock = any(type(hook).__qualname__ == "Clock" for hook in self._hooks)
+        if self._hooks and saved and by_the_clock != ("Clock" in saved):
+            then, now = "train.max_minutes", "train.epochs or train.max_iter"
+            then, now = (now, then) if by_the_clock else (then, now)
+            raise UserError(
+                f"its length was set by {then}, not by {now}; to train on from its weights, start "
+                "another run with train.init_checkpoint"
+            )
 
 
 @dataclass

@@ -66,7 +66,10 @@ def run_once(run: Run) -> dict:
     pretraining = run.pretraining and run_once(run.pretraining)
     _say(f"--- {run.folder}")
     if comm.is_main_process():
-        run.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            run.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{run.folder} cannot be written: {error}") from None
         save_atomically(run.describe(), run.folder / "run.json")
     returned = run.start()
     gc.collect()  # the next run gets the memory

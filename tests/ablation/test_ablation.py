@@ -127,11 +127,16 @@ def test_a_detector_downstream(ablate, drawn_set, tmp_path):
 @pytest.mark.parametrize(
     "cell, opts, words",
     [
-        ({"pretrian": None}, [], "cell a: .*'pretrian'"),
+        ({"pretrian": None}, [], "cells.a .*'pretrian'"),
+        ({}, ["run.seeds=[0,0]"], "run.seeds"),
+        ({}, ["pretrain.overrides=['train.log_period=0']"], "cell a: train.log_period"),
+        ({}, ["pretrain.data=gone"], "cell a: gone"),
+        ({}, ["downstream.metric=top1"], "downstream.metric"),
         ({"downstream": {"overrides": ["model.dpeth=1"]}}, [], "cell a: .*'model.dpeth'"),
         ({"pretrain": {"config": "lomar_vit_x"}}, [], "cell a: .*lomar_vit_x; recipes: "),
         ({}, ["budget.minutes=1"], "cell a: .*epochs or minutes"),
         ({}, ["pretrain.data='???'"], "pretrain.data"),
+        ({"pretrain": 5}, [], "cells.a.pretrain"),
     ],
 )
 def test_mistakes_are_named(ablate, cell, opts, words):
@@ -140,10 +145,11 @@ def test_mistakes_are_named(ablate, cell, opts, words):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_recipe_measures_with_the_positions_of_its_pretraining(path):
-    keys = [f"{split}.{key}" for split in ("train", "val") for key in ("annotations", "images")]
-    data = [f"downstream.data.{key}=DATA" for key in keys if "detection" in path.stem]
-    cfg = load_config(path, data or ["pretrain.data=DATA", "downstream.data=DATA"])
+def test_a_recipe_measures_with_the_positions_of_its_pretraining(path, drawn_set):
+    opts = [f"pretrain.data={drawn_set[1]}", f"downstream.data={drawn_set[1]}"]
+    if "detection" in path.stem:
+        opts = [f"downstream.{setting}" for setting in data_settings(*drawn_set)]
+    cfg = load_config(path, opts)
     random, *cells = read_cells(cfg)
     assert random.run.pretraining is None and len(cells) > 2
     for cell in cells:

@@ -69,6 +69,7 @@ def train_transform(img_size: tuple[int, int], augmentation: AugmentationSetting
     """timm's training transform of a PIL image, which draws from the global generators."""
     options = dataclasses.asdict(augmentation)
     options |= {name: options[name] or 0.0 for name in ("hflip", "vflip", "re_prob")}
+    options |= options.pop("others")
     try:
         return create_transform(
             img_size, is_training=True, interpolation="bicubic", re_mode="pixel", **options

@@ -4,11 +4,14 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from lomar_det.config.rules import FLAG, PATHS, TEXT, number, one_of, pair, whole
+from lomar_det.config.rules import FLAG, PATHS, TEXT, Rule, number, one_of, pair, whole
 from lomar_det.config.section import Section, setting, subsection
 from lomar_det.config.settings import EpochSettings
 
 _CROP_SCALE = pair(number("(0, 1]"), ascending=True)
+
+
+_MAPPING = Rule("a mapping", lambda value: isinstance(value, dict))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +115,7 @@ class AugmentationSettings(Section):
     re_prob: float | None = setting(
         0.25, number("[0, 1]") | one_of(None), "probability of random erasing"
     )
+    others: dict = setting({}, _MAPPING, "further arguments of timm's create_transform")
 
 
 @dataclass(frozen=True, kw_only=True)
