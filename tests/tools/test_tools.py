@@ -355,3 +355,20 @@ def test_a_precision_that_the_device_lacks_is_refused_before_data_is_read(tmp_pa
     settings = ["train.precision=fp16", f"train.output_dir={tmp_path}"]
     with pytest.raises(UserError, match="fp16"):
         detection.main(tool_args(DETECT, *TINY_DETECTOR, *settings))
+
+
+def test_evaluation_needs_no_training_data(drawn_set, tmp_path):
+    detect(drawn_set, tmp_path / "out", "train.max_iter=1")
+    settings = [opt for opt in data_settings(*drawn_set) if opt.startswith("data.val")]
+    weights = f"train.init_checkpoint={tmp_path / 'out' / 'model_final.pth'}"
+    output = f"train.output_dir={tmp_path / 'eval'}"
+    args = tool_args(DETECT, *TINY_DETECTOR, *settings, weights, output, eval_only=True)
+    assert "bbox" in detection.main(args)
+
+
+def test_a_run_is_not_resumed_on_other_classes(drawn_set, tmp_path):
+    detect(drawn_set, tmp_path, "train.max_iter=1")
+    text = drawn_set[0].read_text()
+    drawn_set[0].write_text(text.replace("disc", "ring"))
+    with pytest.raises(UserError, match="--resume.*ring"):
+        detect(drawn_set, tmp_path, "train.max_iter=2", resume=True)
