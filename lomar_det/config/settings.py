@@ -76,8 +76,8 @@ class RunSettings(Section):
     ema_decay: float | None = setting(
         None,
         number("(0, 1)") | one_of(None),
-        "decay of averaged weights, such as 0.9999; evaluation and the next stage use the "
-        "average; null: no average",
+        "decay of averaged weights, such as 0.9999, reached gradually over the first iterations; "
+        "evaluation and the next stage use the average; null: no average",
         "SOLVER.EMA_DECAY",
     )
     max_skipped_steps: int = setting(

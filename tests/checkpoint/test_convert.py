@@ -91,6 +91,22 @@ def test_lomar_there_and_back(tmp_path):
     assert torch.equal(model.encoder_pred.weight, state["encoder_pred.weight"])
 
 
+def test_only_the_encoder_of_asymmetric_lomar_is_for_other_code(tmp_path):
+    """Official LoMaR has no decoder, and would refuse the file or leave the decoder out."""
+    decoder = dict(decoder_depth=1, decoder_embed_dim=16, decoder_num_heads=2)
+    model = LoMaR(img_size=112, **decoder, **SMALL)
+    whole = {"model": model.state_dict(), "meta": model.architecture}
+    torch.save(whole, tmp_path / "a.pth")
+    convert_checkpoint(tmp_path / "a.pth", tmp_path / "b.pth")
+    backbone = load_plain(tmp_path / "b.pth")["model"]
+    convert_checkpoint(tmp_path / "a.pth", tmp_path / "l.pth", "lomar")
+    written = load_plain(tmp_path / "l.pth")["model"]
+    written.pop("pos_embed")  # which official code holds and does not use
+    assert_same(written, backbone)
+    convert_checkpoint(tmp_path / "a.pth", tmp_path / "same.pth", "same")
+    assert_same(load_plain(tmp_path / "same.pth")["model"], model.state_dict())
+
+
 def test_mae_there_and_back(tmp_path):
     mae = mae_file(tmp_path / "mae.pth")
     convert_checkpoint(tmp_path / "mae.pth", tmp_path / "m.safetensors", "mae")

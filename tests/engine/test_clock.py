@@ -24,6 +24,7 @@ from lomar_det.detection import train as detection
 from lomar_det.engine import hooks
 from lomar_det.engine.schedules import BY_THE_CLOCK
 from lomar_det.engine.writers import MetricPrinter
+from lomar_det.errors import UserError
 from lomar_pretrain.runs import finetune
 from lomar_pretrain.runs import pretrain as pretraining
 
@@ -102,6 +103,24 @@ def test_a_finished_run_trains_no_more_unless_it_gets_more_minutes(tmp_path, now
     assert rates(tmp_path)[STEPS:] == pytest.approx(
         [0.1 * SCHEDULE(min((66 + SECONDS * i) / 120, 1)) for i in range(steps)], abs=1e-12
     )
+
+
+@pytest.mark.parametrize("first, then", [(1.0, None), (None, 1.0)], ids=["clock", "steps"])
+def test_a_run_keeps_what_measures_its_length(tmp_path, now, first, then):
+    """The share of it that is done would be another one otherwise."""
+
+    def run(minutes, **options):
+        plan = {"max_iter": BY_THE_CLOCK if minutes else 6}
+        return train(tmp_path, now, minutes, plan=plan, **options)
+
+    with pytest.raises(SystemExit):
+        run(first, stop=3)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError):
+        run(then, resume=True)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    _, steps = run(first, resume=True)
+    assert steps == (STEPS if first else 6) - 4
 
 
 def test_only_steps_count(tmp_path, now):

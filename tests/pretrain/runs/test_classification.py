@@ -163,5 +163,9 @@ def test_transforms_give_the_models_size(tmp_path):
     assert image.shape == (3, 32, 24) and label == 0
     first, second = (LabelledImages(val, eval_transform((32, 32), 0.875))[1] for _ in range(2))
     assert first[0].shape == (3, 32, 32) and torch.equal(first[0], second[0]) and first[1] == 1
+    augmentation = AugmentationSettings(vflip=1.0, hflip=None, others={"re_count": 3})
+    transforms = {type(t).__name__: t for t in train_transform((32, 32), augmentation).transforms}
+    assert transforms["RandomVerticalFlip"].p == 1 and "RandomHorizontalFlip" not in transforms
+    assert transforms["RandomErasing"].max_count == 3
     with pytest.raises(UserError, match="data.augmentation"):
         train_transform((32, 32), AugmentationSettings(auto_augment="no-such-thing"))
