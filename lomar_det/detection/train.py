@@ -39,7 +39,6 @@ def main(args: argparse.Namespace) -> dict:
         settings = check_detection_config(cfg, args.config_file)
         batch = 0 if args.eval_only else cfg.dataloader.train.total_batch_size
         run = setup_run(settings, batch, args.resume)
-        seed_everything(settings.seed)
         # Reads the data after the loggers exist, so that the log tells what the data decide.
         facts = configure_data(cfg, training=not args.eval_only)
         cfg = cfg if facts is None else facts.apply(cfg)
@@ -68,6 +67,7 @@ def train(
 ) -> dict:
     """The training run of a config; returns the COCO results of the last evaluation."""
     settings, checkpointer = run.settings, run.settings.checkpointer
+    seed_everything(settings.seed)  # here: checking the images draws numbers
     model = build_model(cfg).to(run.device)
     if not run.resume:
         _init_weights(model, settings)

@@ -372,3 +372,20 @@ def test_a_run_is_not_resumed_on_other_classes(drawn_set, tmp_path):
     drawn_set[0].write_text(text.replace("disc", "ring"))
     with pytest.raises(UserError, match="--resume.*ring"):
         detect(drawn_set, tmp_path, "train.max_iter=2", resume=True)
+
+
+def test_first_weights_depend_on_the_seed_alone(drawn_set, tmp_path, monkeypatch):
+    """Not on what reading the data draws, for example in a loader of several processes."""
+    losses = []
+    configure = detection.configure_data
+    for draws in (0, 3):
+
+        def drawing(*args, draws=draws, **options):
+            torch.rand(draws)
+            return configure(*args, **options)
+
+        monkeypatch.setattr(detection, "configure_data", drawing)
+        detect(drawn_set, tmp_path / str(draws), "train.max_iter=1")
+        lines = read_metrics(tmp_path / str(draws))
+        losses += [line["total_loss"] for line in lines if "total_loss" in line]
+    assert losses[0] == losses[1] and len(losses) == 2
