@@ -67,7 +67,7 @@ def train(
 ) -> dict:
     """The training run of a config; returns the COCO results of the last evaluation."""
     settings, checkpointer = run.settings, run.settings.checkpointer
-    seed_everything(settings.seed)  # here: checking the images draws numbers
+    seed_everything(settings.seed)  # not earlier: checking the images draws numbers
     model = build_model(cfg).to(run.device)
     if not run.resume:
         _init_weights(model, settings)
