@@ -63,7 +63,8 @@ def _draw_bars(axis: Axes, rows: list[dict], label: str) -> None:
     bars = axis.barh(titles, values, color="lightskyblue")
     for row, value, bar in zip(rows, values, bars, strict=True):
         middle = bar.get_y() + bar.get_height() / 2
-        axis.text(0, middle, f" {value:.3g}", va="center", fontsize=8)
+        text = f" {value:,.0f}" if value >= 100 else f" {value:.3g}"
+        axis.text(0, middle, text, va="center", fontsize=8)
         if key in ("ms", "both"):
             axis.plot(row["spread"], [middle, middle], color="black")
     axis.invert_yaxis()  # the first on top, as in the table

@@ -76,10 +76,7 @@ def log_explained(metrics: list[dict]) -> None:
     lines = [line for line in metrics if {"total_loss", "loss_constant"} <= set(line)]
     if lines and lines[-1]["loss_constant"] > 0:
         loss, constant = lines[-1]["total_loss"], lines[-1]["loss_constant"]
-        logger.info(
-            "Loss %.3g; the best constant patch has %.3g: the model explains %.0f %% of what a "
-            "constant leaves",
-            loss,
-            constant,
-            100 * (1 - loss / constant),
-        )
+        explained = 1 - loss / constant
+        found = f"explains {explained:.0%} of what it leaves" if explained > 0 else "is still worse"
+        text = "Loss %.3g; the best constant patch has %.3g: the model %s"
+        logger.info(text, loss, constant, found)
