@@ -1,4 +1,6 @@
-"""A small decoder that turns the tokens of visible patches into pixels of all: MAE's idea.
+"""What LoMaR and MAE share: visible patches encoded, a small decoder, targets and loss.
+
+The decoder turns the tokens of visible patches into pixels of all, which is MAE's idea.
 
 Shapes: B sequences, K patches of the grid, n of them visible, C embed_dim, D decoder_embed_dim,
 p patch size.
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lomar_det.config.rules import check_settings, whole
-from lomar_det.layers import TokenGrid, build_blocks, sincos_pos_embed
+from lomar_det.layers import TokenGrid, build_blocks, sincos_pos_embed, subset_buckets
 
 from .encoder import VisionTransformerEncoder
 
@@ -22,8 +24,11 @@ _RULES = {
 class EncoderWithDecoder(VisionTransformerEncoder):
     """The encoder, and a decoder with the names of the released MAE files.
 
-    Subclasses call `add_decoder` where their random numbers want it, then `init_decoder`.
+    Subclasses set ``norm_pix_loss``. They call `add_decoder` where their random numbers want it,
+    if they have a decoder, and `init_weights` afterwards.
     """
+
+    norm_pix_loss: bool
 
     def add_decoder(
         self,
@@ -68,6 +73,24 @@ class EncoderWithDecoder(VisionTransformerEncoder):
         self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps=1e-6)
         self.decoder_pred = nn.Linear(decoder_embed_dim, self.patch_size**2 * 3)
 
+    def encode_visible(self, patches: Tensor, visible: Tensor, positions: Tensor | None) -> Tensor:
+        """Encodes some patches of the decoder's grid, and no others.
+
+        Args:
+            patches: Pixels (B, K, p * p * 3).
+            visible: Ids of patches in the grid (B, n).
+            positions: Absolute positions of these patches (B, n, C), for models that have them.
+
+        Returns:
+            Normed tokens (B, 1 + n, C), the class token first.
+        """
+        rows = torch.arange(len(visible), device=visible.device)[:, None]
+        x = self.patch_embed.embed_patches(patches[rows, visible])
+        if positions is not None:
+            x = x + positions
+        buckets = subset_buckets(self.decoder_grid, visible) if self.rel_pos else None
+        return self.norm(self.forward_blocks(self.with_cls_token(x), self.decoder_grid, buckets))
+
     def decode(self, latent: Tensor, restore: Tensor) -> Tensor:
         """Pixels of all patches, from the normed tokens of the visible ones.
 
@@ -89,3 +112,18 @@ class EncoderWithDecoder(VisionTransformerEncoder):
         for block in self.decoder_blocks:
             x = block(x, self.decoder_grid)
         return self.decoder_pred(self.decoder_norm(x)[:, 1:])
+
+    def targets(self, patches: Tensor) -> Tensor:
+        """What to predict for patches (..., p * p * 3), in fp32: pixels, normalised or not."""
+        return normalize_patches(patches.float()) if self.norm_pix_loss else patches.float()
+
+    def reconstruction_loss(self, pred: Tensor, patches: Tensor, mask: Tensor) -> Tensor:
+        """Mean squared error over the masked patches, in fp32 (LoMaR section 3, MAE section 3)."""
+        error = (pred.float() - self.targets(patches)).square().mean(dim=-1)  # (B, K)
+        return (error * mask).sum() / mask.sum()
+
+
+def normalize_patches(patches: Tensor) -> Tensor:
+    """Every patch to zero mean and unit (unbiased) variance: (..., p * p * 3)."""
+    mean, var = patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
+    return (patches - mean) / (var + 1e-6).sqrt()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lomar_det.config.rules import FLAG, check_settings, whole
-from lomar_det.layers import TokenGrid, grid_size, subset_buckets
+from lomar_det.layers import TokenGrid, grid_size
 
 from .decoder import EncoderWithDecoder
 from .encoder import VisionTransformerEncoder, takes_arguments_of
@@ -141,13 +141,10 @@ class LoMaR(EncoderWithDecoder):
         # Visible patches come first, in row-major order.
         order = windows.mask.long().argsort(dim=1, stable=True)  # (M, K)
         visible = order[:, :num_visible]  # (M, n)
-        rows = torch.arange(len(visible), device=visible.device)[:, None]
-        x = self.patch_embed.embed_patches(patches[rows, visible])
+        positions = None
         if self.abs_pos:
-            x = x + self.patch_positions(grid)[0][windows.patch_ids.gather(1, visible)]
-        buckets = subset_buckets(self.window_grid, visible) if self.rel_pos else None
-        x = self.forward_blocks(self.with_cls_token(x), self.window_grid, buckets)
-        return self.decode(self.norm(x), order.argsort(dim=1))
+            positions = self.patch_positions(grid)[0][windows.patch_ids.gather(1, visible)]
+        return self.decode(self.encode_visible(patches, visible, positions), order.argsort(dim=1))
 
     def encode_windows(
         self, images: Tensor, windows: WindowSample, masked: bool = False, cls_token: bool = True
@@ -183,12 +180,6 @@ class LoMaR(EncoderWithDecoder):
             x = x + self.patch_positions(grid)[0][windows.patch_ids]
         return self.with_cls_token(x) if cls_token else x
 
-    def reconstruction_loss(self, pred: Tensor, patches: Tensor, mask: Tensor) -> Tensor:
-        """Mean squared error over the masked patches, in fp32 (LoMaR section 3, MAE section 3)."""
-        target = normalize_patches(patches.float()) if self.norm_pix_loss else patches.float()
-        error = (pred.float() - target).square().mean(dim=-1)  # (M, K)
-        return (error * mask).sum() / mask.sum()
-
 
 def _count_visible(windows: WindowSample) -> int:
     counts = (~windows.mask).sum(dim=1).unique().tolist()
@@ -197,9 +188,3 @@ def _count_visible(windows: WindowSample) -> int:
             f"windows have {counts} visible patches: asymmetric LoMaR wants as many in each"
         )
     return counts[0]
-
-
-def normalize_patches(patches: Tensor) -> Tensor:
-    """Every patch to zero mean and unit (unbiased) variance: (..., p * p * 3)."""
-    mean, var = patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
-    return (patches - mean) / (var + 1e-6).sqrt()

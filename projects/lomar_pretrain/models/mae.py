@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lomar_det.config.rules import FLAG, check_settings, number
-from lomar_det.layers import TokenGrid, grid_size, patchify, subset_buckets
+from lomar_det.layers import grid_size, patchify
 
 from .decoder import EncoderWithDecoder
 from .encoder import VisionTransformerEncoder, takes_arguments_of
-from .lomar import normalize_patches
 
 _RULES = {
     "mask_ratio": number("(0, 1)"),
@@ -103,16 +102,9 @@ class MAE(EncoderWithDecoder):
         mask = restore >= num_visible
         patches = patchify(images, self.patch_size)
         pred = self.decode(self.encode(patches, order[:, :num_visible]), restore)
-        target = normalize_patches(patches.float()) if self.norm_pix_loss else patches.float()
-        error = (pred.float() - target).square().mean(dim=-1)
-        return MAEOutput((error * mask).sum() / mask.sum(), pred, mask)
+        return MAEOutput(self.reconstruction_loss(pred, patches, mask), pred, mask)
 
     def encode(self, patches: Tensor, visible: Tensor) -> Tensor:
         """Pixels (B, L, p * p * 3) and visible ids (B, n) -> normed tokens (B, 1 + n, C)."""
-        rows = torch.arange(patches.shape[0], device=patches.device)[:, None]
-        x = self.patch_embed.embed_patches(patches[rows, visible])
-        if self.abs_pos:
-            x = x + self.pos_embed[0, 1:][visible]
-        grid = TokenGrid(*self.grid, cls_token=True)
-        buckets = subset_buckets(grid, visible) if self.rel_pos else None
-        return self.norm(self.forward_blocks(self.with_cls_token(x), grid, buckets))
+        positions = self.pos_embed[0, 1:][visible] if self.abs_pos else None
+        return self.encode_visible(patches, visible, positions)

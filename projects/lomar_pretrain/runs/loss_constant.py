@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lomar_det.layers import patchify
 
-from ..models.lomar import LoMaR, normalize_patches
+from ..models.lomar import LoMaR
 from ..models.mae import MAE
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,7 @@ class LossConstant(HookBase):
     """
 
     def __init__(self, model: LoMaR | MAE, period: int):
-        self.patch_size, self.norm_pix_loss = model.patch_size, model.norm_pix_loss
-        self.period = period
+        self.model, self.period = model, period
         self.latest: Tensor | None = None  # normalised images (B, 3, height, width)
         self._count = 0
         self._mean = self._square = torch.tensor(0.0)
@@ -58,8 +57,7 @@ class LossConstant(HookBase):
     @torch.no_grad()
     def measure(self) -> float:
         """The mean squared distance of all targets seen so far from their mean."""
-        patches = patchify(self.latest.float(), self.patch_size)  # (B, L, p * p * 3)
-        targets = normalize_patches(patches) if self.norm_pix_loss else patches
+        targets = self.model.targets(patchify(self.latest, self.model.patch_size))
         self._count += 1
         share = 1 / self._count
         self._mean = torch.lerp(self._mean.to(targets), targets.mean(dim=(0, 1)), share)

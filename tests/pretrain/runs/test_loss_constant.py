@@ -7,7 +7,7 @@ import torch
 
 from lomar_det.engine.writers import read_metrics
 from lomar_pretrain import LoMaR, pretrain
-from lomar_pretrain.models.lomar import normalize_patches
+from lomar_pretrain.models.decoder import normalize_patches
 from lomar_pretrain.runs.loss_constant import LossConstant
 
 MODEL = {"embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": 64, "window_size": 3}
