@@ -67,6 +67,7 @@ def pair(rule: Rule, ascending: bool = False) -> Rule:
 
 
 FLAG = Rule("True or False", lambda value: isinstance(value, bool))
+MAPPING = Rule("a mapping", lambda value: isinstance(value, dict))
 TEXT = Rule("text (a number as \"'5'\")", lambda value: isinstance(value, str))
 
 

@@ -31,6 +31,12 @@ def setting(default: Any, rule: Rule, doc: str, yacs: str | None = None) -> Any:
     return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
 
 
+def other_default(section: type["Section"], name: str, default: Any) -> Any:
+    """The field ``name`` of ``section`` with another default, for a section that inherits it."""
+    metadata = next(field.metadata for field in fields(section) if field.name == name)
+    return setting(default, **metadata)
+
+
 def subsection(section: type["Section"]) -> Any:
     """A field that is a section itself."""
     return dataclasses.field(default_factory=section, metadata={"section": section})

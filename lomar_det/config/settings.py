@@ -6,14 +6,13 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from .rules import FLAG, PATHS, TEXT, Rule, number, one_of, pair, whole
+from .rules import FLAG, MAPPING, PATHS, TEXT, Rule, number, one_of, pair, whole
 from .section import Section, setting, subsection
 
 _FLAGS = Rule(
     "a mapping of arguments to True or False",
     lambda value: isinstance(value, Mapping) and all(map(FLAG.holds, value.values())),
 )
-_MAPPING = Rule("a mapping", lambda value: isinstance(value, Mapping))
 # Not ``v in range(2**32)``: Python would compare a text with every number, for minutes.
 SEED = Rule("a whole number from 0 to 2**32 - 1", lambda v: whole(0).holds(v) and v < 2**32)
 
@@ -98,7 +97,7 @@ class RunSettings(Section):
     log_period: int = setting(20, whole(1), "iterations between lines of the log", "LOG_PERIOD")
     wandb: dict | None = setting(
         None,
-        _MAPPING | one_of(None),
+        MAPPING | one_of(None),
         "Weights & Biases: arguments of wandb.init, such as {project: lomar}; null: off",
     )
     ddp: dict = setting(

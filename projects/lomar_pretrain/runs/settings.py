@@ -4,14 +4,11 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from lomar_det.config.rules import FLAG, PATHS, TEXT, Rule, number, one_of, pair, whole
-from lomar_det.config.section import Section, setting, subsection
+from lomar_det.config.rules import FLAG, MAPPING, PATHS, TEXT, number, one_of, pair, whole
+from lomar_det.config.section import Section, other_default, setting, subsection
 from lomar_det.config.settings import EpochSettings
 
 _CROP_SCALE = pair(number("(0, 1]"), ascending=True)
-
-
-_MAPPING = Rule("a mapping", lambda value: isinstance(value, dict))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,23 +69,15 @@ class ProbeSettings(Section):
 class PretrainSettings(EpochSettings):
     """The ``train`` section of pretraining; by default the paper's main recipe."""
 
-    epochs: float = setting(1600, number("(0, inf)"), "passes over the images")
-    warmup_epochs: float = setting(
-        40, number("[0, inf)"), "epochs of linear warm-up; then the learning rate falls as a cosine"
-    )
-    base_lr: float = setting(
-        1.5e-4, number("(0, inf)"), "the learning rate is base_lr * total_batch_size / 256"
-    )
-    total_batch_size: int = setting(4096, whole(1), "images per step, over all processes")
+    epochs: float = other_default(EpochSettings, "epochs", 1600)
+    warmup_epochs: float = other_default(EpochSettings, "warmup_epochs", 40)
+    base_lr: float = other_default(EpochSettings, "base_lr", 1.5e-4)
+    total_batch_size: int = other_default(EpochSettings, "total_batch_size", 4096)
     # 256 images of 224x224 with 4 windows take 18.2 GiB (docs/performance.md): a GPU of 24 GB.
-    max_batch_per_gpu: int = setting(256, whole(1), "images in one forward pass of one process")
+    max_batch_per_gpu: int = other_default(EpochSettings, "max_batch_per_gpu", 256)
     betas: list[float] = setting([0.9, 0.95], pair(number("[0, 1)")), "betas of AdamW")
-    checkpoint_epochs: float = setting(20, number("(0, inf)"), "epochs between checkpoints")
-    milestone_epochs: float | None = setting(
-        400,
-        number("(0, inf)") | one_of(None),
-        "epochs between checkpoints that are never deleted; null: none",
-    )
+    checkpoint_epochs: float = other_default(EpochSettings, "checkpoint_epochs", 20)
+    milestone_epochs: float | None = other_default(EpochSettings, "milestone_epochs", 400)
     picture_epochs: float = setting(
         50, number("[0, inf)"), "epochs between drawings of reconstructions; 0: none"
     )
@@ -115,7 +104,7 @@ class AugmentationSettings(Section):
     re_prob: float | None = setting(
         0.25, number("[0, 1]") | one_of(None), "probability of random erasing"
     )
-    others: dict = setting({}, _MAPPING, "further arguments of timm's create_transform")
+    others: dict = setting({}, MAPPING, "further arguments of timm's create_transform")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,10 +129,8 @@ class FinetuneData(ImageData):
 class FinetuneSettings(EpochSettings):
     """The ``train`` section of classification; by default the paper's fine-tuning."""
 
-    max_batch_per_gpu: int = setting(128, whole(1), "images in one forward pass of one process")
-    max_to_keep: int | None = setting(
-        1, whole(1) | one_of(None), "how many of the newest checkpoints stay; null: all"
-    )
+    max_batch_per_gpu: int = other_default(EpochSettings, "max_batch_per_gpu", 128)
+    max_to_keep: int | None = other_default(EpochSettings, "max_to_keep", 1)
     optimizer: str = setting(
         "adamw", TEXT, "name of an optimizer of timm; betas apply to the Adam family"
     )
