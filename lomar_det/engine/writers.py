@@ -201,9 +201,13 @@ def report_results(results: dict, output_dir: Path) -> None:
     if not comm.is_main_process():
         return
     print_csv_format(results)
-    plain = {
+    text = json.dumps(without_nan(results), indent=2, allow_nan=False) + "\n"
+    (output_dir / "metrics_test.json").write_text(text)
+
+
+def without_nan(results: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    """Results for JSON, which has no nan: null for a metric that cannot be computed."""
+    return {
         task: {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         for task, metrics in results.items()
     }
-    text = json.dumps(plain, indent=2, allow_nan=False) + "\n"
-    (output_dir / "metrics_test.json").write_text(text)

@@ -8,7 +8,6 @@ import argparse
 import datetime
 import gc
 import json
-import math
 import time
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from lomar_det.checkpoint.serialization import save_atomically
 from lomar_det.config.lazy import load_config
 from lomar_det.engine import pick_device
 from lomar_det.engine.device import describe_machine
-from lomar_det.engine.writers import read_metrics
+from lomar_det.engine.writers import read_metrics, without_nan
 from lomar_det.errors import UserError
 
 
@@ -75,11 +74,8 @@ def run_once(run: Run) -> dict:
     gc.collect()  # the next run gets the memory
     torch.cuda.empty_cache()
     result = {"pretraining": pretraining, **_measure_cost(run)}
-    if isinstance(returned, dict):  # JSON has no nan: AP of large objects where there are none
-        result["results"] = {
-            task: {name: v if math.isfinite(v) else None for name, v in metrics.items()}
-            for task, metrics in returned.items()
-        }
+    if isinstance(returned, dict):
+        result["results"] = without_nan(returned)
     if comm.is_main_process():
         save_atomically(result, run.folder / "result.json")
     return comm.all_gather(result)[0]  # the main process alone has a detector's results
