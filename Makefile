@@ -18,7 +18,7 @@ DEMO_ARGS ?=
 
 help:
 	@echo "make setup    create .venv with everything needed (about 6 GB, some minutes, once)"
-	@echo "make demo     pretrain, train and evaluate on tree crowns; writes output/demo/"
+	@echo "make demo     pretrain, train and evaluate on blood cells; writes output/demo/"
 	@echo "make test     lint, then the tests that need neither a GPU nor much time"
 	@echo "make check    lint, then the tests a person runs between edits: under a minute"
 	@echo "make lint     ruff check and ruff format --check"
@@ -54,7 +54,7 @@ $(STAMP): $(SETUP_FILES)
 setup: $(STAMP)
 
 demo: $(STAMP)
-	$(PY) projects/tree_crowns/run_demo.py --output output/demo $(DEMO_ARGS)
+	$(PY) projects/blood_cells/run_demo.py --output output/demo $(DEMO_ARGS)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -180,6 +180,9 @@ class DetectionSettings(RunSettings):
     max_iter: int | None = setting(
         None, whole(1) | one_of(None), "iterations, instead of epochs", "SOLVER.MAX_ITER"
     )
+    min_iter: int = setting(
+        0, whole(0), "iterations that a run of epochs has at least: a small set needs more passes"
+    )
     lr_batch_size: int | None = setting(
         64,
         whole(1) | one_of(None),

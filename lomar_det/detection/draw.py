@@ -3,8 +3,7 @@
 import colorsys
 import json
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
 
@@ -16,55 +15,56 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
 CROWD = 50
-TRUTH, DETECTION = "#39d353", "#ff7b00"
 
 
 def detections_sheet(
     annotations: str | Path,
     images: str | Path,
-    results: str | Path,
+    results: Mapping[str, str | Path],
     output: str | Path,
     min_score: float = 0.5,
-    max_images: int = 6,
+    max_images: int = 4,
 ) -> Path:
-    """Draws detections over ground truth, for the images with the most objects.
+    """Draws ground truth and the detections of several detectors side by side.
+
+    A row shows one image; the images are spread evenly over the file. Each class has a colour.
 
     Args:
         annotations: COCO-format ground truth.
         images: Folder of its images.
-        results: Detections in COCO's results format (``inference/coco_instances_results.json``).
-        output: The PNG to write, in a folder that exists.
+        results: Title of a column -> detections in COCO's results format
+            (``inference/coco_instances_results.json``).
+        output: The PNG or JPEG to write, in a folder that exists.
         min_score: Detections with a lower score are left out.
         max_images: At most this many images.
     """
-    truth = json.loads(Path(annotations).read_text())
-    boxes, detections = defaultdict(list), defaultdict(list)
-    for annotation in truth["annotations"]:
-        boxes[annotation["image_id"]].append(annotation["bbox"])
-    for result in json.loads(Path(results).read_text()):
-        if result["score"] >= min_score:
-            detections[result["image_id"]].append(result["bbox"])
-    chosen = sorted(truth["images"], key=lambda image: -len(boxes[image["id"]]))[:max_images]
-    columns = min(3, len(chosen))
-    rows = -(-len(chosen) // columns)
-    figure = Figure(figsize=(4 * columns, 4 * rows + 0.5), dpi=120, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axis in axes:
-        axis.set_axis_off()
-    for axis, image in zip(axes, chosen, strict=False):
-        with Image.open(Path(images, image["file_name"])) as pixels:
-            axis.imshow(pixels.convert("RGB"))
-        for color, group in ((TRUTH, boxes), (DETECTION, detections)):
-            for x, y, width, height in group[image["id"]]:
-                box = Rectangle((x, y), width, height, fill=False, edgecolor=color, linewidth=1.5)
-                axis.add_patch(box)
-        axis.set_title(
-            f"{len(boxes[image['id']])} objects, {len(detections[image['id']])} detections",
-            fontsize=9,
-        )
-    handles = [Line2D([], [], color=TRUTH), Line2D([], [], color=DETECTION)]
-    labels = ["ground truth", f"detections, score at least {min_score:g}"]
-    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    truth = json.loads(Path(annotations).read_text("utf-8"))
+    columns = {"ground truth": truth["annotations"]}
+    for title, path in results.items():
+        detections = json.loads(Path(path).read_text("utf-8"))
+        columns[title] = [d for d in detections if d["score"] >= min_score]
+    categories = sorted(truth["categories"], key=lambda category: category["id"])
+    colors = {c["id"]: [v / 255 for v in distinct_color(i)] for i, c in enumerate(categories)}
+    chosen = truth["images"][:: math.ceil(len(truth["images"]) / max_images)]
+    size = (3.6 * len(columns), 2.8 * len(chosen) + 0.4)
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    grid = figure.subplots(len(chosen), len(columns), squeeze=False)
+    for axes, image in zip(grid, chosen, strict=True):
+        with Image.open(Path(images, image["file_name"])) as opened:
+            pixels = opened.convert("RGB")
+        for axis, (title, objects) in zip(axes, columns.items(), strict=True):
+            axis.imshow(pixels)
+            axis.set_axis_off()
+            own = [o for o in objects if o["image_id"] == image["id"]]
+            for o in own:
+                x, y, width, height = o["bbox"]
+                style = {"fill": False, "edgecolor": colors[o["category_id"]], "linewidth": 1.5}
+                axis.add_patch(Rectangle((x, y), width, height, **style))
+            axis.set_title(f"{title}: {len(own)}", fontsize=9)
+    handles = [Line2D([], [], color=colors[category["id"]]) for category in categories]
+    names = [category["name"] for category in categories]
+    title = f"detections with a score of at least {min_score:g}"
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), title=title)
     figure.savefig(output)
     return Path(output)
 

@@ -131,11 +131,16 @@ def count_iterations(
         raise UserError(
             "give the length of the run: train.epochs, train.max_iter or train.max_minutes"
         )
-    max_iter = math.ceil(epochs * num_images / batch)
+    iterations = math.ceil(epochs * num_images / batch)
     logger.info(
-        "%g epochs x %d images / batch %d = %d iterations", epochs, num_images, batch, max_iter
+        "%g epochs x %d images / batch %d = %d iterations%s",
+        epochs,
+        num_images,
+        batch,
+        iterations,
+        f"; train.min_iter={settings.min_iter} counts" if iterations < settings.min_iter else "",
     )
-    return max_iter
+    return max(iterations, settings.min_iter)
 
 
 def warmup_cosine_schedule(warmup: float) -> ParamScheduler:

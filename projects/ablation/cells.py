@@ -138,9 +138,11 @@ class Run:
     pretraining: "Run | None" = None
 
     def with_seed(self, seed: int) -> "Run":
+        """The run of one seed, which also stands for ``{seed}`` in the overrides."""
+        overrides = (override.replace("{seed}", str(seed)) for override in self.overrides)
         return replace(
             self,
-            overrides=(*self.overrides, f"train.seed={seed}"),
+            overrides=(*overrides, f"train.seed={seed}"),
             folder=self.folder / f"seed{seed}" / self.stage,
             pretraining=self.pretraining and self.pretraining.with_seed(seed),
         )

@@ -33,7 +33,7 @@ SIZE = ["model.embed_dim=32", "model.depth=2", "model.num_heads=2", "model.img_s
 FINETUNE = [*SIZE, "train.total_batch_size=8", "train.device=cpu", "data.num_workers=0"]
 FINETUNE += ["train.epochs=1", "train.warmup_epochs=0"]
 TWO_CELLS = {"lomar": {}, "more": {"pretrain": {"overrides": ["model.num_windows=3"]}}}
-CONFIGS = sorted((ROOT / "configs" / "ablation").glob("*.py"))
+CONFIGS = sorted((ROOT / "configs" / "ablation").glob("[a-z]*.py"))
 
 
 @pytest.fixture
@@ -150,7 +150,8 @@ def test_a_recipe_measures_with_the_positions_of_its_pretraining(path, drawn_set
     if "detection" in path.stem:
         opts = [f"downstream.{setting}" for setting in data_settings(*drawn_set)]
     cfg = load_config(path, opts)
-    random, *cells = read_cells(cfg)
+    random, *others = read_cells(cfg)
+    cells = [cell for cell in others if cell.run.pretraining]
     assert random.run.pretraining is None and len(cells) > 2
     for cell in cells:
         pretrained, model = cell.run.pretraining.load().model, cell.run.load().model
