@@ -78,6 +78,7 @@ setup(
         "export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.18"],
         "eval": ["hotcoco>=1.3"],
         "jpeg": ["simplejpeg>=1.8"],
+        "large": ["rasterio>=1.4", "openslide-python>=1.3", "openslide-bin>=4.0"],
         "wandb": ["wandb>=0.17"],
         "dev": [
             "pytest>=8.0",

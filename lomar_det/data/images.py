@@ -1,6 +1,7 @@
 """Opening images of all kinds, the same way in all stages. Works without detectron2.
 
-Formats are Pillow's. A file with several frames (TIFF, animated WebP, GIF) gives the first.
+Formats are Pillow's, and those of `lomar_det.data.regions`, which also reads large TIFFs. A file
+with several frames (TIFF, animated WebP, GIF) gives the first.
 """
 
 import contextlib
@@ -14,6 +15,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import UserError
+from .pixels import Box, to_8_bit
+from .regions import EXTRA, MissingReaderError, Regions, open_regions
 
 try:
     import simplejpeg
@@ -60,6 +63,9 @@ def image_size(source: str | Path | ImageSource) -> tuple[int, int]:
     Raises:
         UnreadableImageError: the file is not an image, or too large; the message names it.
     """
+    with _readable(source):
+        if regions := _regions_of(source):
+            return regions.size
     with _opened(source, MAX_MEGAPIXELS) as image:
         width, height = image.size
         swap = _says_orientation(image) and _orientation(image) >= 5
@@ -93,11 +99,11 @@ def load_image(
         UnreadableImageError: the file cannot be read as an image, or is too large; the message
             names it.
     """
+    with _readable(source):
+        if regions := _regions_of(source):
+            return Image.fromarray(_read_whole(source, regions, max_megapixels))
     with _opened(source, max_megapixels) as image:
         return _load(image)
-
-
-Box = tuple[int, int, int, int]  # top, left, height, width
 
 
 def load_box(
@@ -108,15 +114,16 @@ def load_box(
 ) -> np.ndarray:
     """Part of an image, decoded no finer than needed: what `load_image` gives there, but faster.
 
-    A JPEG is decoded at 1/8, 1/4 or 1/2 of its size if the box is then still large enough, and the
-    box is rounded to its pixels. At full size, simplejpeg (``pip install simplejpeg``) gives the
-    same pixels as Pillow in less time.
+    A file that is read by region may have any size. A JPEG is decoded at 1/8, 1/4 or 1/2 of its
+    size if the box is then still large enough, and the box is rounded to its pixels. At full size,
+    simplejpeg (``pip install simplejpeg``) gives the same pixels as Pillow in less time.
 
     Args:
         source: A path, or anything that opens like one.
         choose: (height, width) of the image -> the box (top, left, height, width).
         enough: (height, width) that the part should have at least, unless the box is smaller.
-        max_megapixels: Larger images are refused before they are decoded; None for no limit.
+        max_megapixels: Larger images that can only be opened whole are refused before they are
+            decoded; None for no limit.
 
     Returns:
         (height, width, 3), uint8, RGB; a view of a larger array.
@@ -124,6 +131,9 @@ def load_box(
     Raises:
         UnreadableImageError: as `load_image`.
     """
+    with _readable(source):
+        if regions := _regions_of(source):
+            return regions.read(choose(*regions.size[::-1]), enough)
     with _opened(source, max_megapixels) as image:
         if image.format != "JPEG":
             pixels = np.array(_load(image))
@@ -140,6 +150,40 @@ def load_box(
         bottom, right = round((top + box_height) * y), round((left + box_width) * x)
         top, left = round(top * y), round(left * x)
         return _cut(pixels, (top, left, bottom - top, right - left))
+
+
+def _regions_of(source: str | Path | ImageSource) -> Regions | None:
+    return open_regions(Path(source)) if isinstance(source, str | Path) else None
+
+
+def _read_whole(
+    source: str | Path | ImageSource, regions: Regions, max_megapixels: float | None
+) -> np.ndarray:
+    width, height = regions.size
+    if max_megapixels is not None and width * height > max_megapixels * 1e6:
+        reason = f"it has more than {max_megapixels:g} megapixels"
+        raise UnreadableImageError(
+            f"{source} is too large to be opened whole: {reason}; it can be read by region", reason
+        )
+    return regions.read((0, 0, height, width), (height, width))
+
+
+@contextlib.contextmanager
+def _readable(source: str | Path | ImageSource) -> Iterator[None]:
+    """What fails inside becomes an error that names the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except MissingReaderError as error:
+        raise UnreadableImageError(f"{source} cannot be read: {error}", str(error)) from None
+    except Exception as error:  # decoders raise anything, from struct.error to MemoryError
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        if isinstance(error, UnidentifiedImageError):  # its own text shows a Python object
+            reason = "it is empty, damaged at its head, or of an unknown format"
+        raise UnreadableImageError(
+            f"{source} cannot be read as an image ({reason}); repair or remove it", reason
+        ) from None
 
 
 def _decode_fast(jpeg: Image.Image) -> np.ndarray | None:
@@ -171,34 +215,34 @@ def _opened(
     source: str | Path | ImageSource, max_megapixels: float | None
 ) -> Iterator[Image.Image]:
     """The image with its header read; what fails inside becomes an error that names the file."""
-    source = Path(source) if isinstance(source, str) else source
+    with _readable(source), _limited(source, max_megapixels), warnings.catch_warnings():
+        path = Path(source) if isinstance(source, str) else source
+        if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):
+            raise OSError("not a regular file")  # to open a pipe would wait for ever
+        # Pillow itself only warns up to twice the limit.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        # Damaged EXIF data and the like, of no consequence for the pixels.
+        warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+        with path.open("rb") as file, Image.open(file) as image:
+            if image.format == "EPS":
+                raise OSError("PostScript is a program, not an image")  # run by Ghostscript
+            yield image
+
+
+@contextlib.contextmanager
+def _limited(source: str | Path | ImageSource, max_megapixels: float | None) -> Iterator[None]:
+    """Sets Pillow's own limit; what goes beyond it becomes an error that says what to do."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None if max_megapixels is None else int(max_megapixels * 1e6)
     try:
-        if isinstance(source, Path) and not stat.S_ISREG(source.stat().st_mode):
-            raise OSError("not a regular file")  # to open a pipe would wait for ever
-        with warnings.catch_warnings():
-            # Pillow itself only warns up to twice the limit.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # Damaged EXIF data and the like, of no consequence for the pixels.
-            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
-            with source.open("rb") as file, Image.open(file) as image:
-                if image.format == "EPS":
-                    raise OSError("PostScript is a program, not an image")  # run by Ghostscript
-                yield image
+        yield
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         reason = f"it has more than {max_megapixels:g} megapixels"
         raise UnreadableImageError(
-            f"{source} is too large: {reason}; cut it into tiles (or, for pretraining, raise "
-            "data.max_megapixels)",
+            f"{source} is too large: {reason}. As a tiled TIFF it can be read by region, whatever "
+            f"its size: {EXTRA}, then rio convert -f COG {source} NEW.tif. Or, for pretraining, "
+            "raise data.max_megapixels",
             reason,
-        ) from None
-    except Exception as error:  # decoders raise anything, from struct.error to MemoryError
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        if isinstance(error, UnidentifiedImageError):  # its own text shows a Python object
-            reason = "it is empty, damaged at its head, or of an unknown format"
-        raise UnreadableImageError(
-            f"{source} cannot be read as an image ({reason}); repair or remove it", reason
         ) from None
     finally:
         Image.MAX_IMAGE_PIXELS = before
@@ -223,7 +267,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_to_8_bit(np.asarray(image), _nodata(image)))
+        image = Image.fromarray(to_8_bit(np.asarray(image), _nodata(image)))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -236,16 +280,3 @@ def _nodata(image: Image.Image) -> float:
         return float(image.tag_v2[_GDAL_NODATA])
     except (AttributeError, KeyError, TypeError, ValueError):  # no TIFF, no such tag, no number
         return float("nan")
-
-
-def _to_8_bit(pixels: np.ndarray, nodata: float) -> np.ndarray:
-    """Grey values of any type, as `load_image` says; (height, width), uint8."""
-    is_integer = np.issubdtype(pixels.dtype, np.integer)
-    pixels = pixels.astype(np.float32)
-    valid = np.isfinite(pixels) & (pixels != np.float32(nodata))
-    low, high = pixels.min(where=valid, initial=np.inf), pixels.max(where=valid, initial=-np.inf)
-    depths = [2**bits - 1 for bits in (8, 10, 12, 14, 16)] if is_integer else [1]
-    if low >= 0 and high <= depths[-1]:
-        low, high = 0, next(top for top in depths if high <= top)
-    scale = 255 / (high - low) if high > low else 0
-    return np.rint(np.where(valid, pixels - low, 0) * scale).astype(np.uint8)

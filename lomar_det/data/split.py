@@ -13,7 +13,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from ..checkpoint.serialization import save_atomically
 from ..errors import UserError, user_message
 from .checks.annotations import check_annotations
 from .checks.findings import ERROR, Findings
@@ -50,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         parts = zip((args.first, args.second), split_coco(data, args.share, args.seed), strict=True)
         for path, part in parts:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_atomically(part, path)
+            path.write_text(json.dumps(part) + "\n", "utf-8")
             print(describe(path, part))
     except (UserError, OSError) as error:
         print(f"error: {user_message(error)}", file=sys.stderr)

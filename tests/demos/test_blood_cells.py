@@ -36,7 +36,7 @@ def test_a_run_reports_its_steps_and_its_failure(tmp_path, capsys):
     assert "step   20" in printed and (tmp_path / "out" / "backbone_final.pth").is_file()
     assert "iter: 19" in (tmp_path / "out.log").read_text()
     losses = run_demo.read_losses(tmp_path / "out")
-    assert 0 < losses["loss"] and 0 < losses["loss_constant"] < 1
+    assert losses["loss"] > 0 and 0 < losses["loss_constant"] < 1
     run = run_demo.ToolRun("pretraining", "pretrain", "pretrain.py", tmp_path / "b", "data.path=no")
     with pytest.raises(SystemExit, match="b.log"):
         run.wait()
