@@ -57,16 +57,19 @@ class ImageSource(Protocol):
     def open(self, mode: str) -> IO[bytes]: ...
 
 
-def image_size(source: str | Path | ImageSource) -> tuple[int, int]:
+def image_size(
+    source: str | Path | ImageSource, max_megapixels: float | None = MAX_MEGAPIXELS
+) -> tuple[int, int]:
     """(width, height) of an image as `load_image` gives it, from its header alone.
+
+    ``max_megapixels`` is that of `load_box`.
 
     Raises:
         UnreadableImageError: the file is not an image, or too large; the message names it.
     """
-    with _readable(source):
-        if regions := _regions_of(source):
-            return regions.size
-    with _opened(source, MAX_MEGAPIXELS) as image:
+    if regions := find_regions(source):
+        return regions.size
+    with _opened(source, max_megapixels) as image:
         width, height = image.size
         swap = _says_orientation(image) and _orientation(image) >= 5
         # Pillow gives a TIFF's size as it is after turning
@@ -100,7 +103,7 @@ def load_image(
             names it.
     """
     with _readable(source):
-        if regions := _regions_of(source):
+        if regions := find_regions(source):
             return Image.fromarray(_read_whole(source, regions, max_megapixels))
     with _opened(source, max_megapixels) as image:
         return _load(image)
@@ -132,7 +135,7 @@ def load_box(
         UnreadableImageError: as `load_image`.
     """
     with _readable(source):
-        if regions := _regions_of(source):
+        if regions := find_regions(source):
             return regions.read(choose(*regions.size[::-1]), enough)
     with _opened(source, max_megapixels) as image:
         if image.format != "JPEG":
@@ -152,8 +155,14 @@ def load_box(
         return _cut(pixels, (top, left, bottom - top, right - left))
 
 
-def _regions_of(source: str | Path | ImageSource) -> Regions | None:
-    return open_regions(Path(source)) if isinstance(source, str | Path) else None
+def find_regions(source: str | Path | ImageSource) -> Regions | None:
+    """The reader of an image that is read by region; None for one that is opened whole.
+
+    Raises:
+        UnreadableImageError: the file cannot be opened, or its reader is not installed.
+    """
+    with _readable(source):
+        return open_regions(Path(source)) if isinstance(source, str | Path) else None
 
 
 def _read_whole(

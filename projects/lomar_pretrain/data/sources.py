@@ -88,7 +88,7 @@ def find_images(
             found = [source]
         for path in found:
             (shards if path.endswith(".tar") else files).append(path)
-    indexed = _counted(map(Shard, shards), f"of {len(shards)} shards indexed")
+    indexed = counted(map(Shard, shards), f"of {len(shards)} shards indexed")
     images = ImageList(files, list(indexed))
     if not images:
         raise UserError(f"data.path={paths}: none of its {len(shards)} shards has an image to read")
@@ -125,7 +125,7 @@ def _expand_braces(pattern: str) -> list[str]:
 
 
 def _search_folder(folder: str) -> list[str]:
-    found = _counted(walk_files(folder), f"files in {folder} seen")
+    found = counted(walk_files(folder), f"files in {folder} seen")
     images, shards = [], []
     for path in found:
         if is_image_name(path):
@@ -187,7 +187,7 @@ def _below(root: str, names: list[str], listed_in: str) -> list[str]:
     return paths
 
 
-def _counted(items: Iterable, what: str, seconds: float = 10.0) -> Iterator:
+def counted(items: Iterable, what: str, seconds: float = 10.0) -> Iterator:
     """Passes items on, and says every ten seconds how many there were."""
     due = time.monotonic() + seconds
     for count, item in enumerate(items, start=1):

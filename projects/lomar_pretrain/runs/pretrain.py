@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import lomar_det
 from lomar_det.checkpoint import load_encoder_weights, reinit_blocks, save_backbone
 from lomar_det.config.lazy import as_list, find_config, load_config, require_sections
+from lomar_det.data.images import load_image
 from lomar_det.data.stream import SeededDataset, seed_everything, stream_loader
 from lomar_det.engine.fit import fit
 from lomar_det.engine.schedules import check_warmup, plan_epochs
@@ -24,6 +25,7 @@ from lomar_det.engine.setup import Run, save_config, setup_run
 from lomar_det.engine.writers import read_metrics
 from lomar_det.modeling.build import build_model
 
+from ..data.native_scale import RegionList, ViewsAtScale, views_as_images, warn_of_shrinking
 from ..data.sources import ImageList, find_images
 from ..data.transforms import PretrainTransform, WithNoise, normalize
 from ..data.unreadable import ReplaceUnreadable, collate_images
@@ -31,6 +33,7 @@ from ..figures.plots import plot_training
 from ..models.lomar import LoMaR
 from ..models.mae import MAE
 from .bad_images import CountBadImages
+from .empty_views import CountEmpty
 from .loss_constant import LossConstant, log_explained
 from .progress import progress_hooks
 from .settings import PretrainData, PretrainSettings
@@ -120,11 +123,17 @@ def run_pretraining(cfg: DictConfig, resume: bool = False) -> Path:
 def train(run: Run, data: PretrainData, model: LoMaR | MAE, images: ImageList, save_config) -> Path:
     """Trains the model on the images; returns the path of ``backbone_final.pth``."""
     settings: PretrainSettings = run.settings
-    plan, lr = plan_epochs(settings, len(images))
+    sample, samples = make_sample(data, model), list_samples(data, images)
+    if comm.is_main_process() and data.region_size is None:
+        warn_of_shrinking(images, data.crop_scale, model.img_size)
+    plan, lr = plan_epochs(settings, len(samples))
     meta = backbone_meta(model, None if plan.by_the_clock else settings.epochs)
     meta |= {"ema_decay": settings.ema_decay}
     # Before the checkpoint is loaded: the probe measures random weights first.
-    hooks = progress_hooks(run, model, images, plan.iters_per_epoch, data.num_workers)
+    open_example = getattr(sample.transform, "open_example", load_image)
+    hooks = progress_hooks(
+        run, model, samples, plan.iters_per_epoch, data.num_workers, open_example
+    )
     if settings.init_checkpoint and not run.resume:
         load_encoder_weights(model, settings.init_checkpoint)
         reinit_blocks(model, settings.reinit_blocks)
@@ -134,7 +143,7 @@ def train(run: Run, data: PretrainData, model: LoMaR | MAE, images: ImageList, s
         betas=tuple(settings.betas),
         fused=run.device.type == "cuda",
     )
-    constant = LossConstant(model, settings.log_period)
+    constant, empty = LossConstant(model, settings.log_period), CountEmpty()
     fitted = fit(
         run,
         plan,
@@ -142,17 +151,17 @@ def train(run: Run, data: PretrainData, model: LoMaR | MAE, images: ImageList, s
         optimizer,
         partial(
             stream_loader,
-            SeededDataset(images, make_sample(data, model), settings.seed),
+            SeededDataset(samples, sample, settings.seed),
             settings.total_batch_size,
             settings.seed,
             num_workers=data.num_workers,
             collate_fn=collate_images,
             pin_memory=run.device.type == "cuda",
-            permutation=images.permutation,
+            permutation=samples.permutation,
         ),
         save_config,
-        compute_losses=partial(_compute_losses, run.device, constant),
-        hooks=[CountBadImages(run, data.max_bad_fraction, len(images)), constant, *hooks],
+        compute_losses=partial(_compute_losses, run.device, constant, empty),
+        hooks=[CountBadImages(run, data.max_bad_fraction, len(images)), constant, empty, *hooks],
         meta=meta,
     )
     path = run.output_dir / "backbone_final.pth"
@@ -168,15 +177,35 @@ def train(run: Run, data: PretrainData, model: LoMaR | MAE, images: ImageList, s
 
 
 def make_sample(data: PretrainData, model: LoMaR | MAE) -> ReplaceUnreadable:
-    """The function from an image to a crop and the random numbers for its windows or mask."""
-    transform = PretrainTransform(model.img_size, data.crop_scale, data.flip, data.max_megapixels)
-    return ReplaceUnreadable(WithNoise(transform, model.noise_shape))
+    """The function from an image to a crop and the random numbers for its windows or mask.
+
+    With ``data.region_size``, from a part of an image to `ViewsAtScale`.
+    """
+    limit = data.max_megapixels
+    if data.region_size is None:
+        transform = PretrainTransform(model.img_size, data.crop_scale, data.flip, limit)
+        return ReplaceUnreadable(WithNoise(transform, model.noise_shape))
+    views = ViewsAtScale(model, data.region_size, data.scale, data.flip, data.max_empty, limit)
+    return ReplaceUnreadable(views)
+
+
+def list_samples(data: PretrainData, images: ImageList) -> ImageList | RegionList:
+    """What an epoch goes through: the images, or with ``data.region_size`` their parts."""
+    return images if data.region_size is None else RegionList(images, data.region_size)
 
 
 def _compute_losses(
-    device: torch.device, constant: LossConstant, model: nn.Module, batch: list[Tensor]
+    device: torch.device,
+    constant: LossConstant,
+    empty: CountEmpty,
+    model: nn.Module,
+    batch: list[Tensor],
 ) -> dict[str, Tensor]:
-    images, noise = (tensor.to(device, non_blocking=True) for tensor in batch)
+    images, noise, *redrawn = batch
+    if redrawn:  # views of large images, each an image of its own
+        empty.watch(images, *redrawn)
+        images, noise = views_as_images(images, noise)
+    images, noise = (tensor.to(device, non_blocking=True) for tensor in (images, noise))
     images = normalize(images)
     constant.watch(images)
     return {"loss": model(images, noise=noise).loss}

@@ -6,20 +6,21 @@ They do not touch the run's random numbers: losses are the same, to the bit, wit
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
+from PIL import Image
 from torch import nn
 
+from lomar_det.data.images import load_image
 from lomar_det.engine.device import autocast
 from lomar_det.engine.setup import Run
 from lomar_det.errors import UserError
 
-from ..data.sources import ImageList
 from ..figures.plots import figure_to_array, reconstruction_figure
 from ..figures.reconstruction import open_examples
 from ..models.lomar import LoMaR
@@ -56,7 +57,12 @@ class EveryEpochs(HookBase):
 
 
 def progress_hooks(
-    run: Run, model: LoMaR | MAE, images: ImageList, iters_per_epoch: int, num_workers: int
+    run: Run,
+    model: LoMaR | MAE,
+    images: Sequence,
+    iters_per_epoch: int,
+    num_workers: int,
+    open_image: Callable[..., Image.Image] = load_image,
 ) -> list[HookBase]:
     """The hooks that a run's settings ask for; the probe measures the untrained model now.
 
@@ -66,6 +72,7 @@ def progress_hooks(
         images: Images of the run; some of them are drawn.
         iters_per_epoch: Steps of an epoch.
         num_workers: Processes that open the probe's images.
+        open_image: Opens one of the images for a drawing.
 
     Raises:
         UserError: the probe's folder is unusable.
@@ -73,7 +80,7 @@ def progress_hooks(
     settings, is_main = run.settings, comm.is_main_process()
     hooks: list[HookBase] = [NameTheLimit(num_workers)] if is_main else []
     if settings.picture_epochs:
-        sheet = ReconstructionSheet(model, images, run.output_dir) if is_main else None
+        sheet = ReconstructionSheet(model, images, run.output_dir, open_image) if is_main else None
         hooks.append(EveryEpochs(sheet, settings.picture_epochs, iters_per_epoch))
     probe = settings.probe
     if probe.path and probe.epochs:
@@ -130,9 +137,15 @@ class ReconstructionSheet:
     hands it to TensorBoard. A failure to read or write is a warning and never ends a run.
     """
 
-    def __init__(self, model: LoMaR | MAE, images: ImageList, output_dir: Path):
+    def __init__(
+        self,
+        model: LoMaR | MAE,
+        images: Sequence,
+        output_dir: Path,
+        open_image: Callable[..., Image.Image] = load_image,
+    ):
         self.output_dir = output_dir
-        self.examples = open_examples(images, NUM_EXAMPLES, model)
+        self.examples = open_examples(images, NUM_EXAMPLES, model, open_image)
 
     def __call__(self, model: LoMaR | MAE, epoch: float) -> None:
         if not self.examples:

@@ -40,7 +40,26 @@ class PretrainData(ImageData):
         "folder that the file names in a COCO file start from; null: that of the COCO file",
     )
     max_megapixels: float | None = setting(
-        180, number("(0, inf)") | one_of(None), "larger images count as unreadable; null: no limit"
+        180,
+        number("(0, inf)") | one_of(None),
+        "larger images count as unreadable, unless they are read by region; null: no limit",
+    )
+    region_size: int | None = setting(
+        None,
+        whole(1) | one_of(None),
+        "for large images: side, in their own pixels, of the random part that a sample shows; an "
+        "epoch sees images in proportion to their area. null: a sample is a crop, see crop_scale",
+    )
+    scale: list[float] = setting(
+        [1.0, 1.0],
+        pair(number("(0, inf)"), ascending=True),
+        "with region_size: smallest and largest number of the image's pixels for one of the model",
+    )
+    max_empty: float = setting(
+        0.5,
+        number("[0, 1]"),
+        "with region_size: a window is drawn again if a larger share of its patches shows one "
+        "colour, such as glass, water or a black border; 1: never",
     )
     crop_scale: list[float] = setting(
         [0.2, 1.0],

@@ -16,10 +16,12 @@ from lomar_det.data.stream import SeededDataset, StreamSampler
 from lomar_det.layers import grid_size
 from lomar_det.modeling.build import build_model
 
+from ..data.native_scale import views_as_images
 from ..data.sources import find_images
 from ..models.lomar import LoMaR
+from ..models.mae import MAE
 from ..models.window_sampling import WindowSample, windows_from_noise
-from .pretrain import make_sample
+from .pretrain import list_samples, make_sample
 from .settings import PretrainData, PretrainSettings
 
 logger = logging.getLogger(__name__)
@@ -46,23 +48,31 @@ def visualize_pretraining_data(cfg: DictConfig, output: str | Path, num: int = 8
     with torch.device("meta"):  # only its settings are needed, which the model checks
         model = build_model(cfg)
     paths = find_images(as_list(data.path), data.image_root)
-    samples = SeededDataset(paths, make_sample(data, model), seed)
+    entries = list_samples(data, paths)
+    samples = SeededDataset(entries, make_sample(data, model), seed)
     output = make_folder(output)
     written = []
-    order = StreamSampler(len(paths), seed, permutation=paths.permutation)
+    order = StreamSampler(len(entries), seed, permutation=entries.permutation)
     for position, index in islice(order, num):
-        (image, noise), failed = samples[position, index]
+        sample, failed = samples[position, index]
         for name, reason in failed:
             logger.warning("%s cannot be read (%s): another image is in its place", name, reason)
-        if isinstance(model, LoMaR):
-            k, p = model.window_size, model.patch_size
-            grid = grid_size(image.shape[1:], p)
-            windows = windows_from_noise(noise[None], grid, k, model.mask_ratio)
-            image = draw_windows(image, windows, p, k)
-        name = "another" if failed else Path(str(paths[index])).stem
+        images, noises = ([part] for part in sample[:2])
+        if data.region_size is not None:
+            images, noises = views_as_images(*(tensor[None] for tensor in sample[:2]))
+        drawn = [_draw(model, *pair) for pair in zip(images, noises, strict=True)]
+        name = "another" if failed else Path(str(entries[index])).stem
         written.append(output / f"{position:03d}_{name}.png")
-        to_pil_image(image).save(written[-1])
+        to_pil_image(torch.cat(drawn, dim=2)).save(written[-1])  # windows of an image in a row
     return written
+
+
+def _draw(model: LoMaR | MAE, image: Tensor, noise: Tensor) -> Tensor:
+    if not isinstance(model, LoMaR):
+        return image
+    k, p = model.window_size, model.patch_size
+    windows = windows_from_noise(noise[None], grid_size(image.shape[1:], p), k, model.mask_ratio)
+    return draw_windows(image, windows, p, k)
 
 
 def draw_windows(image: Tensor, windows: WindowSample, patch_size: int, window_size: int) -> Tensor:
