@@ -38,6 +38,9 @@ if __name__ == "__main__":
         "a quarter of the tile)",
     )
     parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="tiles in a forward pass"
+    )
+    parser.add_argument(
         "--classes", metavar="FILE", help="class names, one per line, or COCO annotations (.json)"
     )
     args = parser.parse_intermixed_args()

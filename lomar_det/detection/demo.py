@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from ..config.settings import DetectionSettings
 from ..data.image_files import IMAGE_SUFFIXES, find_image_files
-from ..data.images import load_image
+from ..data.images import find_regions, load_image
 from ..engine.setup import setup_run
 from ..errors import UserError, user_message
-from .draw import draw_detections
+from .draw import draw_detections, draw_large
 from .predictor import Predictor
 from .yaml_route import load_any_config
 
@@ -43,6 +43,7 @@ def main(args: argparse.Namespace) -> list[str]:
         tile_size=args.tile_size,
         tile_overlap=args.tile_overlap,
         classes=args.classes,
+        batch_size=args.batch_size,
     )
     names = [category["name"] for category in predictor.categories]
     logger.info("%d images, %d classes: %s", len(paths), len(names), _shorten(names))
@@ -64,7 +65,8 @@ def predict_images(
 ) -> list[str]:
     """Writes ``instances.json`` and, with ``draw``, a drawing of every image.
 
-    Drawings keep the paths of their images, relative to the folder that all images share.
+    Drawings keep the paths of their images, relative to the folder that all images share. Of an
+    image that is read by region, all of it is drawn, reduced, and its fullest parts.
 
     ``instances.json`` is a list in COCO's results format; every instance also has the
     ``file_name`` of its image. ``image_id`` counts the images from 1. The file is written even if
@@ -82,11 +84,15 @@ def predict_images(
         for image_id, path in enumerate(progress, start=1):
             name = path.absolute().relative_to(root)
             try:
-                image = load_image(path)
+                is_large = find_regions(path) is not None
+                image = path if is_large else load_image(path)
                 instances = predictor(image)
                 results += to_coco_results(instances, image_id, str(name), predictor.categories)
-                shrunk += max(image.size) > 1.5 * predictor.image_size
-                if draw:
+                shrunk += max(instances.image_size) > 1.5 * predictor.image_size
+                if draw and is_large:
+                    for ending, drawing in draw_large(path, instances, names):
+                        _save(drawing, output / name.with_name(f"{name.name}{ending}.jpg"))
+                elif draw:
                     _save(draw_detections(image, instances, names), output / name)
             except UserError as error:
                 failures.append(user_message(error))

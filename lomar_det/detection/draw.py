@@ -3,18 +3,23 @@
 import colorsys
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from pathlib import Path
 
 import numpy as np
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
+from ..data.images import load_box
+
 CROWD = 50
+OVERVIEW = 2048  # longest side of the drawing of a large image
+DETAIL, NUM_DETAILS = 1024, 4  # parts of it that are drawn at its own scale
 
 
 def detections_sheet(
@@ -89,6 +94,48 @@ def draw_detections(
         [distinct_color(c if len(class_names) > 1 else i) for i, c in enumerate(classes)],
         instances.pred_masks.regions() if instances.has("pred_masks") else None,
     )
+
+
+def draw_large(
+    path: Path, instances: Instances, class_names: Sequence[str]
+) -> Iterator[tuple[str, Image.Image]]:
+    """Drawings of an image that is read by region: all of it, reduced, and its fullest parts.
+
+    Yields:
+        What to append to a file's name, and the drawing: at most `OVERVIEW` pixels wide or high,
+        `NUM_DETAILS` times `DETAIL` pixels.
+    """
+    height, width = instances.image_size
+    side = max(height, width)
+    shrink = max(1.0, side / OVERVIEW)
+    enough = round(height / shrink), round(width / shrink)
+    overview = Image.fromarray(load_box(path, lambda *_: (0, 0, height, width), enough))
+    overview = overview.resize((max(1, enough[1]), max(1, enough[0])))
+    yield (
+        "",
+        draw_detections(overview, _crop(instances, (0, 0, width, height), shrink), class_names),
+    )
+    centres = instances.pred_boxes.get_centers()
+    cells = Counter(map(tuple, (centres // DETAIL).long().tolist()))
+    for number, ((column, row), _) in enumerate(cells.most_common(NUM_DETAILS), start=1):
+        left, top = column * DETAIL, row * DETAIL
+        right, bottom = min(left + DETAIL, width), min(top + DETAIL, height)
+        box = top, left, bottom - top, right - left
+        pixels = load_box(path, lambda *_: box, (DETAIL, DETAIL))  # noqa: B023
+        part = _crop(instances, (left, top, right, bottom))
+        yield f"_{number}", draw_detections(Image.fromarray(pixels), part, class_names)
+
+
+def _crop(instances: Instances, box: tuple[int, int, int, int], shrink: float = 1.0) -> Instances:
+    """The instances whose centres lie in a box (x0, y0, x1, y1), in its pixels; without masks."""
+    left, top, right, bottom = box
+    x, y = instances.pred_boxes.get_centers().unbind(1)
+    inside = instances[(x >= left) & (x < right) & (y >= top) & (y < bottom)]
+    part = Instances((round((bottom - top) / shrink), round((right - left) / shrink)))
+    boxes = inside.pred_boxes.tensor
+    part.pred_boxes = Boxes((boxes - boxes.new_tensor([left, top, left, top])) / shrink)
+    part.scores, part.pred_classes = inside.scores, inside.pred_classes
+    return part
 
 
 def draw_objects(

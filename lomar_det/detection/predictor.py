@@ -1,6 +1,7 @@
 """A trained detector as a function: an image in, its instances out."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.images import load_image
+from ..data.images import find_regions, load_box, load_image
 from ..data.tiles import Box, check_tiling, tile_boxes
 from ..engine.device import autocast, pick_device, resolve_precision
 from ..errors import UserError
@@ -29,8 +30,9 @@ logger = logging.getLogger(__name__)
 class Predictor:
     """A detector that takes images of any size and format.
 
-    Images are opened as in training and resized as in evaluation; results are in the image's
-    own pixels::
+    Images are opened as in training and resized as in evaluation; results are in the image's own
+    pixels. A file that is read by region (`lomar_det.data.regions`) is never in memory as a whole:
+    tiles are read while the detector works on those before::
 
         predictor = Predictor("configs/custom/mask_rcnn_lomar_vit_b.py", "model_final.pth")
         instances = predictor("image.jpg")
@@ -46,6 +48,7 @@ class Predictor:
         tile_size: Cut larger images into tiles of this many pixels; 0 takes every image whole.
         tile_overlap: Pixels that neighbouring tiles share; by default a quarter of their size.
         classes: The ``file`` of `find_categories`.
+        batch_size: Tiles that go through the detector at a time.
 
     Attributes:
         model: The detectron2 model.
@@ -65,7 +68,10 @@ class Predictor:
         tile_size: int = 0,
         tile_overlap: int | None = None,
         classes: str | Path | None = None,
+        batch_size: int = 1,
     ):
+        if batch_size < 1:
+            raise UserError(f"the batch size, {batch_size}, must be above 0")
         if not 0 <= confidence_threshold < 1:
             raise UserError(f"confidence threshold {confidence_threshold} is not between 0 and 1")
         if max_detections is not None and max_detections < 1:
@@ -73,7 +79,7 @@ class Predictor:
         cfg = config if isinstance(config, DictConfig) else load_any_config(config, [])
         cfg, found = read_detector(cfg, checkpoint)
         self.max_detections = max_detections
-        self.tile_size = tile_size
+        self.tile_size, self.batch_size = tile_size, batch_size
         self.tile_overlap = tile_size // 4 if tile_overlap is None else tile_overlap
         check_tiling(tile_size, self.tile_overlap)
         self.device = pick_device(cfg.train.device)
@@ -107,20 +113,38 @@ class Predictor:
         Raises:
             UserError: the file is not an image.
         """
-        image = _open(image)
-        tiles = list(tile_boxes(image.size, self.tile_size, self.tile_overlap))
-        if len(tiles) == 1:
-            instances = self._detect(image, tiles[0])
-        else:
-            shown = tqdm(tiles, "tiles", leave=False, disable=len(tiles) < 10)
-            parts = [self._detect(image, tile) for tile in shown]
-            instances = _merge(parts, tiles, image.size)
+        pixels = _Pixels(image, self.image_size)
+        tiles = list(tile_boxes(pixels.size, self.tile_size, self.tile_overlap))
+        batches = [tiles[i : i + self.batch_size] for i in range(0, len(tiles), self.batch_size)]
+        parts: list[Instances] = []
+        with (
+            ThreadPoolExecutor(1) as reader,
+            tqdm(total=len(tiles), desc="tiles", leave=False, disable=len(tiles) < 10) as bar,
+        ):
+            ahead = reader.submit(pixels.read, batches[0])
+            for number, batch in enumerate(batches, start=1):
+                read = ahead.result()
+                if number < len(batches):
+                    ahead = reader.submit(pixels.read, batches[number])
+                parts += self._detect(read, batch, pixels.size)
+                bar.update(len(batch))
+        instances = parts[0] if len(parts) == 1 else _merge(parts, tiles, pixels.size)
         return instances[: self.max_detections]
 
     @torch.inference_mode()
-    def _detect(self, image: Image.Image, tile: Box) -> Instances:
-        """The instances of one tile, in pixels of the image."""
-        pixels = np.asarray(image if tile == (0, 0, *image.size) else image.crop(tile))
+    def _detect(
+        self, pixels: list[np.ndarray], tiles: list[Box], size: tuple[int, int]
+    ) -> list[Instances]:
+        """The instances of some tiles, in pixels of the image of ``size`` (width, height)."""
+        inputs = [{"image": self._resize(part)} for part in pixels]
+        with autocast(self.device, self.dtype):
+            found = self.model.inference(inputs, do_postprocess=False)
+        return [
+            self._to_image(raw.to("cpu"), tile, size)
+            for raw, tile in zip(found, tiles, strict=True)
+        ]
+
+    def _resize(self, pixels: np.ndarray) -> Tensor:
         height, width = pixels.shape[:2]
         augmented = T.AugInput(pixels)
         try:
@@ -130,23 +154,54 @@ class Predictor:
                 f"an image of {width} x {height} pixels cannot be resized to {self.image_size} "
                 f"({error}); cut it into shorter pieces, or use tiles"
             ) from None
-        tensor = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
-        with autocast(self.device, self.dtype):
-            raw = self.model.inference([{"image": tensor}], do_postprocess=False)[0].to("cpu")
+        return torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+
+    def _to_image(self, raw: Instances, tile: Box, size: tuple[int, int]) -> Instances:
+        """The instances of a tile as the model gives them, in pixels of the image."""
+        height, width = tile[3] - tile[1], tile[2] - tile[0]
         boxes = Boxes(raw.pred_boxes.tensor.float())
         boxes.scale(width / raw.image_size[1], height / raw.image_size[0])
         boxes.clip((height, width))
         kept = boxes.nonempty()
         raw, boxes = raw[kept], boxes[kept].tensor
-        size = image.size[::-1]
-        instances = Instances(size)
+        instances = Instances(size[::-1])
         instances.pred_boxes = Boxes(boxes + boxes.new_tensor([*tile[:2], *tile[:2]]))
         instances.scores = raw.scores.float()
         instances.pred_classes = raw.pred_classes
         if self.model.roi_heads.mask_on:
             masks = raw.pred_masks[:, 0].float()
-            instances.pred_masks = InstanceMasks.paste(masks, boxes, size, tile[:2])
+            instances.pred_masks = InstanceMasks.paste(masks, boxes, size[::-1], tile[:2])
         return instances
+
+
+class _Pixels:
+    """An image whose tiles are read one by one where its file allows it.
+
+    Args:
+        image: What `Predictor` takes.
+        shown: Pixels of the longest side that the model sees of a tile.
+    """
+
+    def __init__(self, image: str | Path | Image.Image | np.ndarray, shown: int):
+        is_file = isinstance(image, str | Path)
+        regions = find_regions(image) if is_file else None
+        # twice the pixels, so that resizing takes the last step; all of them in tiles of usual size
+        self._enough = 2 * shown, 2 * shown
+        self._source = Path(image) if regions else _open(image)
+        self.size = regions.size if regions else self._source.size
+
+    def read(self, tiles: list[Box]) -> list[np.ndarray]:
+        """RGB pixels of tiles, each (height, width, 3)."""
+        return [self._read(tile) for tile in tiles]
+
+    def _read(self, tile: Box) -> np.ndarray:
+        if not isinstance(self._source, Path):
+            is_whole = tile == (0, 0, *self.size)
+            return np.asarray(self._source if is_whole else self._source.crop(tile))
+        left, top, right, bottom = tile
+        return load_box(
+            self._source, lambda *_: (top, left, bottom - top, right - left), self._enough
+        )
 
 
 def _open(image: str | Path | Image.Image | np.ndarray) -> Image.Image:

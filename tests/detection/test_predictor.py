@@ -7,6 +7,7 @@ import runpy
 import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
+import rasterio
 import torch
 from detectron2.structures import Boxes, Instances
 from helpers.common import ROOT, TINY_DETECTOR, draw_instances
@@ -14,6 +15,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from lomar_det.config.lazy import load_config
+from lomar_det.data import regions
+from lomar_det.detection import draw
+from lomar_det.detection import predictor as predictor_module
 from lomar_det.detection.demo import main
 from lomar_det.detection.draw import draw_detections
 from lomar_det.detection.from_checkpoint import find_categories
@@ -47,6 +51,14 @@ def predictor_of(checkpoint, *opts, **options):
 
 def noise_image(width=150, height=100):
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def write_tiled(path, image):
+    path.parent.mkdir(exist_ok=True)
+    layout = {"width": image.width, "height": image.height, "count": 3, "dtype": "uint8"}
+    layout |= {"tiled": True, "blockxsize": 64, "blockysize": 64}
+    with rasterio.open(path, "w", "GTiff", **layout) as file:
+        file.write(np.asarray(image).transpose(2, 0, 1))
 
 
 def test_instances_are_those_of_detectron2_in_the_images_pixels(detector):
@@ -110,7 +122,10 @@ def test_tiles_give_every_object_once_with_its_whole_mask(detector, monkeypatch)
         mask[y0:y1, x0:x1] = True
         mask[y0, x0] = False  # not just the box
 
-    def detect(image, tile):
+    def detect_all(_pixels, tiles, _size):
+        return [detect(tile) for tile in tiles]
+
+    def detect(tile):
         found, places = [], []
         for i, mask in enumerate(pixels):
             rows, columns = np.nonzero(mask[tile[1] : tile[3], tile[0] : tile[2]])
@@ -129,7 +144,7 @@ def test_tiles_give_every_object_once_with_its_whole_mask(detector, monkeypatch)
         instances.pred_masks = InstanceMasks((100, 150), [(0, 0)] * len(found), rles)
         return instances
 
-    monkeypatch.setattr(predictor, "_detect", detect)
+    monkeypatch.setattr(predictor, "_detect", detect_all)
     instances = predictor(noise_image())
     assert instances.pred_boxes.tensor.tolist() == [[float(v) for v in box] for box in objects]
     np.testing.assert_array_equal(np.asarray(instances.pred_masks), pixels)
@@ -137,9 +152,28 @@ def test_tiles_give_every_object_once_with_its_whole_mask(detector, monkeypatch)
     assert predictor(noise_image(64, 50)).image_size == (50, 64)  # fits into one tile
 
 
+def test_a_file_read_by_region_gives_what_the_whole_image_gives(detector, tmp_path, monkeypatch):
+    """In tiles, and in batches of them."""
+    image = noise_image(210, 130)
+    write_tiled(tmp_path / "x.tif", image)
+    monkeypatch.setattr(regions, "LEAST_MEGAPIXELS", 0.0)
+    monkeypatch.setattr(predictor_module, "load_image", None)  # it is never opened whole
+    options = {"tile_size": 96, "tile_overlap": 32, "confidence_threshold": 0.4}
+    whole = predictor_of(detector, **options)(image)
+    assert len(whole) > 5
+    for batch_size in (1, 4):
+        parts = predictor_of(detector, **options, batch_size=batch_size)(tmp_path / "x.tif")
+        assert parts.image_size == whole.image_size
+        torch.testing.assert_close(parts.pred_boxes.tensor, whole.pred_boxes.tensor)
+        torch.testing.assert_close(parts.scores, whole.scores)
+        assert np.array_equal(parts.pred_classes, whole.pred_classes)
+        assert (np.asarray(parts.pred_masks) != np.asarray(whole.pred_masks)).mean() < 1e-4
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
+        ({"batch_size": 0}, "batch.*0"),
         ({"tile_size": 100, "tile_overlap": 100}, "overlap"),
         ({"tile_size": -1}, "tile"),
         ({"confidence_threshold": 1.5}, "confidence.*1.5"),
@@ -200,6 +234,7 @@ def run_demo(inputs, output, checkpoint, *opts, **options):
         no_pictures=False,
         tile_size=0,
         tile_overlap=None,
+        batch_size=1,
         classes=None,
     )
     return main(
@@ -241,6 +276,23 @@ def test_demo_on_a_folder_with_a_broken_image(tmp_path, drawn_set, capsys):
     assert {a["category_id"] for a in small.anns.values()} <= {3, 7}
     for annotation in small.anns.values():
         assert small.annToMask(annotation).shape == (64, 96) and annotation["area"] > 0
+
+
+def test_demo_on_an_image_that_is_read_by_region(tmp_path, detector, monkeypatch):
+    monkeypatch.setattr(regions, "LEAST_MEGAPIXELS", 0.0)
+    monkeypatch.setattr(draw, "OVERVIEW", 100)
+    monkeypatch.setattr(draw, "DETAIL", 64)
+    write_tiled(tmp_path / "in" / "x.tif", noise_image(210, 130))
+    options = {"tile_size": 96, "batch_size": 3, "max_detections": 20}
+    run_demo([tmp_path / "in"], tmp_path / "out", detector, **options)
+    results = json.loads((tmp_path / "out" / "instances.json").read_text())
+    assert len(results) == 20
+    assert all(0 <= x <= x + w <= 210 and 0 <= y <= y + h <= 130 for x, y, w, h in
+               (r["bbox"] for r in results))  # fmt: skip
+    sizes = {p.name: Image.open(p).size for p in (tmp_path / "out").glob("*.jpg")}
+    assert sizes.pop("x.tif.jpg") == (100, 62)
+    assert sizes.keys() >= {"x.tif_1.jpg"}
+    assert all(max(size) <= 64 for size in sizes.values())
 
 
 def test_demo_without_images_on_patterns(tmp_path, detector):
