@@ -1,7 +1,7 @@
 """Measures speed on this machine; prints a table, and writes it as JSON or draws it on request.
 
 python tools/benchmark.py {attention,pretrain,loader,detection} [--device cpu] [--tiny]
-    [--json OUT] [--plot PNG]
+    [--large] [--json OUT] [--plot PNG]
 """
 
 import argparse
@@ -18,6 +18,7 @@ from lomar_det.benchmarks.detection_speed import benchmark_detection, format_det
 from lomar_det.config.rules import check_settings, number, whole
 from lomar_det.engine import pick_device, run_tool
 from lomar_det.errors import UserError
+from lomar_pretrain.benchmarks.large_images import LARGE_COLUMNS, benchmark_large
 from lomar_pretrain.benchmarks.loader_speed import LOADER_COLUMNS, benchmark_loader
 from lomar_pretrain.benchmarks.pretrain_speed import STEP_COLUMNS, benchmark_pretrain
 from lomar_pretrain.figures.plots import check_format
@@ -41,6 +42,9 @@ def main(args: argparse.Namespace) -> None:
     elif args.what == "pretrain":
         result = benchmark_pretrain(device, args.tiny)
         print(format_rows(result, STEP_COLUMNS))
+    elif args.what == "loader" and args.large:
+        result = benchmark_large(args.num_workers, args.tiny)
+        print(format_rows(result, LARGE_COLUMNS))
     elif args.what == "loader":
         result = benchmark_loader(args.num_workers, args.images_per_second, args.tiny)
         print(format_rows(result, LOADER_COLUMNS))
@@ -76,6 +80,9 @@ if __name__ == "__main__":
     parser.add_argument("--tiny", action="store_true", help="small cases, to see that it runs")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the table as JSON")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="also draw the table as bars")
+    parser.add_argument(
+        "--large", action="store_true", help="loader: images that do not fit into memory"
+    )
     parser.add_argument("--num-workers", type=int, default=2, help="loader: number of processes")
     parser.add_argument(
         "--images-per-second",

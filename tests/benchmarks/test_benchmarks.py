@@ -18,6 +18,7 @@ from lomar_det.benchmarks.detection_speed import benchmark_detection, format_det
 from lomar_det.config.lazy import load_config
 from lomar_det.modeling.build import build_model
 from lomar_pretrain import LoMaR
+from lomar_pretrain.benchmarks.large_images import benchmark_large
 from lomar_pretrain.benchmarks.literal import UsualLoMaR
 from lomar_pretrain.benchmarks.loader_speed import LOADER_COLUMNS, benchmark_loader
 from lomar_pretrain.benchmarks.pretrain_speed import CASES, STEP_COLUMNS, benchmark_pretrain
@@ -93,6 +94,13 @@ def test_loader_tells_the_cores_that_a_step_needs():
     for row in result["rows"]:
         assert row["cores"] == pytest.approx(1000 / row["img/s"])
     assert "cores" in format_rows(result, LOADER_COLUMNS)
+
+
+def test_windows_of_large_images_next_to_their_regions():
+    result = benchmark_large(num_workers=1, tiny=True)
+    assert len(result["rows"]) == 4
+    assert all(row["samples/s"] > 0 for row in result["rows"])
+    assert all(0 < row["MB of a loader"] < 600 for row in result["rows"])
 
 
 def test_detection_next_to_detectron2(tmp_path):

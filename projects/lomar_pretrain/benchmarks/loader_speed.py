@@ -63,7 +63,7 @@ def benchmark_loader(num_workers: int, images_per_second: float = 0.0, tiny: boo
             f"shards, shortest side {SHRUNK}": (find_images(shards), ours),
         }
         for title, (images, make) in cases.items():
-            rate = _loading_rate(images, make, num_workers, seconds=0.5 if tiny else 10)
+            rate = loading_rate(images, make, num_workers, seconds=0.5 if tiny else 10)
             per_core = rate / max(1, num_workers)
             row = {"case": title, "img/s": rate, "img/s/core": per_core}
             row["x classic"] = rate / rows[0]["img/s"] if rows else 1.0
@@ -87,7 +87,8 @@ def draw_photos(folder: Path, number: int, size: tuple[int, int] = (640, 480)) -
     return paths
 
 
-def _loading_rate(images: Sequence, make, num_workers: int, seconds: float) -> float:
+def loading_rate(images: Sequence, make, num_workers: int, seconds: float) -> float:
+    """Samples a second that a loader makes of the images."""
     batch = min(64, len(images))
     dataset = SeededDataset(images, make, 0)
     loader = iter(stream_loader(dataset, batch, 0, num_workers=num_workers))
