@@ -9,7 +9,7 @@ from detectron2.data import build_detection_test_loader, get_detection_dataset_d
 from omegaconf import OmegaConf
 
 from lomar_det.config.settings import NamedData
-from lomar_det.data import RGBDatasetMapper, build_train_loader
+from lomar_det.data import RGBDatasetMapper, Tiles, build_train_loader
 from lomar_det.detection.evaluation import CocoEvaluator
 
 # Every setting, its default and what it means: docs/settings.md.
@@ -38,6 +38,12 @@ dataloader.train = L(build_train_loader)(
         instance_mask_format="polygon",
         # After a crop, boxes are computed from the masks.
         recompute_boxes=True,
+    ),
+    tiles=L(Tiles)(
+        size="${data.tile_size}",
+        overlap="${data.tile_overlap}",
+        min_visible="${data.min_visible}",
+        empty="${data.empty_tiles}",
     ),
     total_batch_size=64,
     num_workers=8,

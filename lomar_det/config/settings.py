@@ -207,6 +207,25 @@ class DetectionData(Section):
     max_scale: float = setting(
         2.0, number("(0, inf)"), "large-scale jitter: largest scale", "INPUT.MAX_SCALE"
     )
+    tile_size: int | str | None = setting(
+        None,
+        whole(32) | one_of("auto", None),
+        "for large images: side, in their own pixels, of the tiles that are cut from them in "
+        "training and evaluation; auto: from the size of the objects; null: images stay whole",
+    )
+    tile_overlap: int | None = setting(
+        None,
+        whole(0) | one_of(None),
+        "pixels that neighbouring tiles share, more than an object measures; null: a quarter",
+    )
+    min_visible: float = setting(
+        0.4,
+        number("[0, 1]"),
+        "share of an object's box that must lie in a tile for the object to be learned there",
+    )
+    empty_tiles: float = setting(
+        0.1, number("[0, inf)"), "tiles without objects in training, for each tile with objects"
+    )
     filter_empty: bool = setting(
         True,
         FLAG,

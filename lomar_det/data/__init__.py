@@ -8,6 +8,7 @@ import importlib
 _MODULES = {
     "CocoSummary": "coco",
     "RGBDatasetMapper": "mapper",
+    "Tiles": "tiles.tiled_dataset",
     "build_train_loader": "loader",
     "configure_data": "configure",
     "read_coco_summary": "coco",

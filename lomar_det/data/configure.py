@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from detectron2.data import get_detection_dataset_dicts
 from omegaconf import DictConfig, OmegaConf
 
 from ..config.lazy import as_list, with_settings
 from ..config.settings import OwnData
 from ..errors import UserError
 from .coco import CocoSummary, merge_summaries, register_coco
+from .tiles.tiled_dataset import Tiles, choose_tile_size
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,8 @@ class DataFacts:
         use_masks: Train and evaluate a mask head.
         has_rle: At least some masks are run-length encoded.
         max_detections: Detections kept per image.
-        num_images: Images to train on.
+        num_images: Images to train on, or their tiles.
+        tile_size: Side of the tiles; None if images stay whole.
     """
 
     names: Mapping[str, str | list[str]]
@@ -46,6 +49,7 @@ class DataFacts:
     has_rle: bool
     max_detections: int
     num_images: int
+    tile_size: int | None = None
 
     def apply(self, cfg: DictConfig) -> DictConfig:
         """The config with all settings that depend on the data, those of a cascade included."""
@@ -54,6 +58,7 @@ class DataFacts:
             "model.roi_heads.num_classes": len(self.classes),
             "dataloader.test.dataset.names": self.names["val"],
             "data.max_detections": limit,
+            "data.tile_size": self.tile_size,
         }
         if "train" in self.names:
             values["dataloader.train.dataset.names"] = self.names["train"]
@@ -99,13 +104,31 @@ def configure_data(cfg: DictConfig, training: bool = True) -> DataFacts | None:
         names, train = _register("train", data.train.annotations, data.train.images)
         split_names["train"] = names
         _check_same_categories(train, val)
+    num_images = train.num_annotated_images if data.filter_empty else train.num_images
+    tile_size = data.tile_size
+    if tile_size is not None:
+        dataset = get_detection_dataset_dicts(
+            split_names.get("train", names), filter_empty=data.filter_empty and training
+        )
+        if tile_size == "auto":
+            tile_size = choose_tile_size(dataset, data.image_size)
+        tiles = Tiles(tile_size, data.tile_overlap, data.min_visible, data.empty_tiles)
+        if training:
+            num_images = len(tiles(dataset))
+        logger.info(
+            "Tiles of %d pixels, %d of them shared%s",
+            tile_size,
+            tiles.overlap,
+            f": {num_images} tiles to train on" if training else "",
+        )
     return DataFacts(
         names=split_names,
         classes=train.class_names,
         use_masks=_use_masks(cfg, train, val),
         has_rle=train.has_rle,
         max_detections=_max_detections(data.max_detections, val.max_instances),
-        num_images=train.num_annotated_images if data.filter_empty else train.num_images,
+        num_images=num_images,
+        tile_size=tile_size,
     )
 
 

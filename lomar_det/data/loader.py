@@ -17,6 +17,7 @@ def build_train_loader(
     seed: int = 0,
     start_iter: int = 0,
     accumulation_steps: int = 1,
+    tiles: Callable[[list[dict]], list[dict]] | None = None,
 ) -> DataLoader:
     """An endless loader of lists of mapped dicts.
 
@@ -28,7 +29,9 @@ def build_train_loader(
         seed: Seed of order and augmentation.
         start_iter: Optimizer step at which the stream begins.
         accumulation_steps: Forward passes per optimizer step.
+        tiles: Makes tiles of the images, see `Tiles`.
     """
+    dataset = dataset if tiles is None else tiles(dataset)
     samples = SeededDataset(DatasetFromList(dataset, copy=False), mapper, seed)
     return stream_loader(
         samples,

@@ -13,20 +13,28 @@ from detectron2.data.detection_utils import (
 )
 
 from ..errors import UserError
-from .images import load_image
+from .images import load_box, load_image
+from .tiles.tiled_dataset import cut_annotations
 
 
 class RGBDatasetMapper(DatasetMapper):
     """`DatasetMapper` for RGB models whose images are opened by `load_image`.
 
     detectron2's own mapper turns 16-bit images white and float images black, and drops alpha. The
-    detector would see other images than its backbone in pretraining. Arguments are those of the
-    base class; ``image_format`` must be RGB.
+    detector would see other images than its backbone in pretraining. Of an entry of `Tiles`, only
+    the tile is read. Arguments are those of the base class; ``image_format`` must be RGB.
     """
 
     def __call__(self, dataset_dict: dict) -> dict:
-        dataset_dict = copy.deepcopy(dataset_dict)  # it is changed below
-        image = np.asarray(load_image(dataset_dict["file_name"]))  # (height, width, 3)
+        if "tile" in dataset_dict:
+            left, top, right, bottom = dataset_dict["tile"]
+            box = top, left, bottom - top, right - left
+            image = load_box(dataset_dict["file_name"], lambda *_: box, box[2:])
+            annotations = list(cut_annotations(dataset_dict)) if self.is_train else []
+            dataset_dict = dataset_dict | {"annotations": annotations}
+        else:
+            dataset_dict = copy.deepcopy(dataset_dict)  # it is changed below
+            image = np.asarray(load_image(dataset_dict["file_name"]))  # (height, width, 3)
         try:
             check_image_size(dataset_dict, image)
         except SizeMismatchError as error:

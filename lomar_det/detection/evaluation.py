@@ -8,8 +8,9 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, inference_on_dataset
-from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
+from detectron2.evaluation.coco_evaluation import COCOevalMaxDets, instances_to_coco_json
 from omegaconf import DictConfig
 from tabulate import tabulate
 from torch import nn
@@ -19,9 +20,12 @@ from ..engine.device import autocast
 from ..engine.setup import Run
 from ..engine.writers import report_results
 from ..errors import UserError
+from .instance_masks import InstanceMasks
+from .tiling import TileDetector
 
 logger = logging.getLogger(__name__)
 
+BATCH_SIZE = 4  # tiles in a forward pass
 BACKENDS = ("pycocotools", "hotcoco")
 
 
@@ -77,6 +81,20 @@ class CocoEvaluator(COCOEvaluator):
                     f"hotcoco cannot read {self._metadata.json_file} ({error}); use "
                     "data.evaluator=pycocotools"
                 ) from None
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """As the base class; masks of large images stay run lengths of their region."""
+        for image, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"]
+            if not isinstance(instances.get_fields().get("pred_masks"), InstanceMasks):
+                super().process([image], [output])
+                continue
+            masks = instances.pred_masks.to_rle()
+            instances.remove("pred_masks")
+            results = instances_to_coco_json(instances, image["image_id"])
+            for result, mask in zip(results, masks, strict=True):
+                result["segmentation"] = mask
+            self._predictions.append({"image_id": image["image_id"], "instances": results})
 
     def _eval_predictions(self, predictions: list[dict], img_ids: list[int] | None = None) -> None:
         """Writes the detections as COCO results, and fills ``self._results`` with the metrics.
@@ -151,6 +169,27 @@ def _essentials(dataset: dict) -> dict:
     }
 
 
+class _InTiles(nn.Module):
+    """A detector for `inference_on_dataset` that detects in the tiles of ``data.tile_size``."""
+
+    def __init__(self, model: nn.Module, cfg: DictConfig):
+        super().__init__()
+        self.model = model
+        augmentations = instantiate_section(cfg, "dataloader.test.mapper").augmentations
+        data = cfg.data
+        self.detect = TileDetector(
+            getattr(model, "module", model),
+            augmentations.augs,
+            data.image_size,
+            data.tile_size,
+            data.tile_overlap,
+            BATCH_SIZE,
+        )
+
+    def forward(self, inputs: list[dict]) -> list[dict]:
+        return [{"instances": self.detect(image["file_name"])} for image in inputs]
+
+
 def build_evaluation(cfg: DictConfig, run: Run) -> Callable[[nn.Module], dict] | None:
     """Builds the function that computes COCO metrics of a model on ``dataloader.test``.
 
@@ -160,7 +199,12 @@ def build_evaluation(cfg: DictConfig, run: Run) -> Callable[[nn.Module], dict] |
     if cfg.dataloader.get("evaluator") is None:
         logger.warning("dataloader.evaluator is null: nothing is evaluated")
         return None
-    loader = instantiate_section(cfg, "dataloader.test")
+    size, loader = cfg.data.get("tile_size"), None
+    if size is None:
+        loader = instantiate_section(cfg, "dataloader.test")
+    else:  # the images are read tile by tile
+        dataset = instantiate_section(cfg, "dataloader.test.dataset")
+        loader = build_detection_test_loader(dataset, mapper=dict, num_workers=0)
     predictions = str(run.output_dir / "inference")
     evaluator = instantiate_section(cfg, "dataloader.evaluator", output_dir=predictions)
     if not isinstance(evaluator, DatasetEvaluator):
@@ -169,6 +213,8 @@ def build_evaluation(cfg: DictConfig, run: Run) -> Callable[[nn.Module], dict] |
         )
 
     def evaluate(model: nn.Module) -> dict:
+        if size is not None:
+            model = _InTiles(model, cfg)
         with autocast(run.device, run.dtype):
             results = inference_on_dataset(model, loader, evaluator)
         report_results(results, run.output_dir)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lomar_det.data.tiles import tile_boxes, tile_spans
-from lomar_det.detection.merging import group_detections
+from lomar_det.detection.tiling.merging import group_detections
 from lomar_det.errors import UserError
 
 

@@ -16,8 +16,7 @@ from pycocotools.coco import COCO
 
 from lomar_det.config.lazy import load_config
 from lomar_det.data import regions
-from lomar_det.detection import draw
-from lomar_det.detection import predictor as predictor_module
+from lomar_det.detection import draw, tiling
 from lomar_det.detection.demo import main
 from lomar_det.detection.draw import draw_detections
 from lomar_det.detection.from_checkpoint import find_categories
@@ -144,7 +143,7 @@ def test_tiles_give_every_object_once_with_its_whole_mask(detector, monkeypatch)
         instances.pred_masks = InstanceMasks((100, 150), [(0, 0)] * len(found), rles)
         return instances
 
-    monkeypatch.setattr(predictor, "_detect", detect_all)
+    monkeypatch.setattr(predictor._tiles, "_detect", detect_all)
     instances = predictor(noise_image())
     assert instances.pred_boxes.tensor.tolist() == [[float(v) for v in box] for box in objects]
     np.testing.assert_array_equal(np.asarray(instances.pred_masks), pixels)
@@ -157,7 +156,7 @@ def test_a_file_read_by_region_gives_what_the_whole_image_gives(detector, tmp_pa
     image = noise_image(210, 130)
     write_tiled(tmp_path / "x.tif", image)
     monkeypatch.setattr(regions, "LEAST_MEGAPIXELS", 0.0)
-    monkeypatch.setattr(predictor_module, "load_image", None)  # it is never opened whole
+    monkeypatch.setattr(tiling, "load_image", None)  # it is never opened whole
     options = {"tile_size": 96, "tile_overlap": 32, "confidence_threshold": 0.4}
     whole = predictor_of(detector, **options)(image)
     assert len(whole) > 5

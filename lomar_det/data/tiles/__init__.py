@@ -6,7 +6,7 @@ Boxes are (x0, y0, x1, y1) in pixels of the image, the right and lower edges exc
 import math
 from collections.abc import Iterator
 
-from ..errors import UserError
+from ...errors import UserError
 
 Box = tuple[int, int, int, int]
 
