@@ -7,16 +7,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import UserError
+from .regions import RASTER_SUFFIXES, SLIDE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
+# In folders, a .vrt is not looked for: it stands for other files, which may be there as well.
+_FOUND = (*IMAGE_SUFFIXES, *SLIDE_SUFFIXES, *(s for s in RASTER_SUFFIXES if s != ".vrt"))
 
 
 def is_image_name(path: str) -> bool:
     """Whether the name has an image's suffix, and is not that of a hidden file."""
     name = os.path.basename(path)
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+    return name.lower().endswith(_FOUND) and not name.startswith(".")
 
 
 def walk_files(folder: str) -> Iterator[str]:
