@@ -2,7 +2,7 @@
 
 from .attention_speed import benchmark_attention, format_table
 from .plot import plot_result
-from .timing import describe_machine, format_rows, matrix_rate, measure_step
+from .timing import describe_machine, format_rows, matrix_rate, measure_step, saved_megabytes
 
 __all__ = [
     "benchmark_attention",
@@ -12,4 +12,5 @@ __all__ = [
     "matrix_rate",
     "measure_step",
     "plot_result",
+    "saved_megabytes",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from tabulate import tabulate
+from torch import nn
 
 REPEATS = 20
 CEILING_SIDE = 8192  # of the square matrices whose product gives the machine's ceiling
@@ -78,6 +79,22 @@ def measure_step(
     if cuda:
         row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return row
+
+
+def saved_megabytes(step: Callable[[], None], model: nn.Module) -> float:
+    """What a step keeps for its backward pass, weights not counted: MB, on any device."""
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:  # views of one tensor share its storage
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step()
+    return sum(sizes.values()) / 1e6
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, side: int = CEILING_SIDE) -> float:

@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 from helpers.common import ROOT, TINY_DETECTOR, detector_batch, draw_instances
 from PIL import Image
 
-from lomar_det.benchmarks import format_rows, plot_result
+from lomar_det.benchmarks import format_rows, plot_result, saved_megabytes
 from lomar_det.benchmarks.attention_speed import TINY_CASES, benchmark_attention, format_table
 from lomar_det.benchmarks.breakdown import break_down
 from lomar_det.benchmarks.detection_speed import benchmark_detection, format_detection
@@ -87,6 +87,18 @@ def test_pretraining_steps_on_a_cpu():
     assert all(row["ms"] > 0 and row["TFLOP/s"] > 0 for row in result["rows"])
     assert result["rows"][0]["x usual"] == 1.0
     assert all(case in format_rows(result, STEP_COLUMNS) for case in CASES)
+
+
+def test_memory_of_a_step_is_what_autograd_keeps():
+    """An element-wise product keeps both factors, a view nothing more, a weight does not count."""
+    model = torch.nn.Linear(4, 8, bias=False)
+    x = torch.randn(1000, 4)
+
+    def step():
+        y = model(x)  # keeps x, and the weight
+        (y.view(-1) * y.detach().exp().view(-1)).sum()  # keeps the exponential, and y not again
+
+    assert saved_megabytes(step, model) == pytest.approx((4000 + 8000) * 4 / 1e6)
 
 
 def test_loader_tells_the_cores_that_a_step_needs():

@@ -8,7 +8,7 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
-from lomar_det.benchmarks import describe_machine, matrix_rate, measure_step
+from lomar_det.benchmarks import describe_machine, matrix_rate, measure_step, saved_megabytes
 from lomar_det.benchmarks.cost import analyze
 from lomar_det.engine.compilation import compile_blocks
 
@@ -45,6 +45,7 @@ STEP_COLUMNS = {
     "TFLOP/s": ".2f",
     "of ceiling": ".0%",
     "peak_gib": ".1f",
+    "saved MB/img": ".0f",
     "first_s": ".1f",
 }
 
@@ -65,7 +66,8 @@ def benchmark_pretrain(device: torch.device, tiny: bool = False) -> dict:
         ``machine``, with ``ceiling`` in TFLOP/s of a large matrix product in the same run, and
         ``rows``: median ``ms`` and its ``spread`` (quartiles), ``img/s``, ``x usual``, ``TFLOP/s``
         of the model's own operations (three times the forward pass), ``of ceiling``,
-        ``peak_gib`` and ``first_s``, the seconds of the first step, with compilation.
+        ``first_s``, the seconds of the first step, with compilation, and ``peak_gib`` or, on a
+        CPU, ``saved MB/img``, what the backward pass needs of an image.
     """
     cuda = device.type == "cuda"
     ceiling = matrix_rate(device, torch.bfloat16 if cuda else torch.float32, 256 if tiny else 8192)
@@ -88,6 +90,8 @@ def benchmark_pretrain(device: torch.device, tiny: bool = False) -> dict:
         repeats = (2, 1) if tiny else () if cuda else (5, 1)
         row = {"case": title, "batch": batch} | measure_step(step, device, *repeats)
         row["img/s"] = batch / row["ms"] * 1e3
+        if not cuda:
+            row["saved MB/img"] = saved_megabytes(step, model) / batch
         row["x usual"] = row["img/s"] / rows[0]["img/s"] if rows else 1.0
         row["TFLOP/s"] = flops / row["ms"] / 1e9
         row["of ceiling"] = row["TFLOP/s"] / ceiling
