@@ -71,6 +71,7 @@ setup(
         "packaging>=21.0",
         "tensorboard>=2.12",
         "matplotlib>=3.7",
+        "contourpy>=1.1",
         "setuptools<82",  # detectron2.model_zoo imports pkg_resources, gone in 82
     ],
     extras_require={

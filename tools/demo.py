@@ -1,4 +1,4 @@
-"""Detects the objects in images; writes instances.json, and drawings of boxes, masks and labels.
+"""Detects the objects in images; writes them as JSON, and draws boxes, masks and labels.
 
 python tools/demo.py --config-file FILE --input IMAGES --output FOLDER \
     train.init_checkpoint=FILE key=value ...
@@ -9,6 +9,7 @@ import os
 import sys
 
 from lomar_det.detection.demo import main
+from lomar_det.detection.formats import FORMATS
 from lomar_det.engine import add_config_arguments, run_tool
 
 if __name__ == "__main__":
@@ -22,7 +23,15 @@ if __name__ == "__main__":
     parser.add_argument("--output", required=True, metavar="FOLDER", help="where to write")
     parser.add_argument("--confidence-threshold", type=float, default=0.5, metavar="SCORE")
     parser.add_argument("--max-detections", type=int, metavar="N", help="keep the best N per image")
-    parser.add_argument("--no-pictures", action="store_true", help="write instances.json alone")
+    parser.add_argument("--no-pictures", action="store_true", help="draw nothing")
+    parser.add_argument(
+        "--format",
+        nargs="+",
+        choices=FORMATS,
+        default=["results"],
+        help="results: instances.json, COCO results (default); coco: detections.json, a COCO data "
+        "set for label tools; geojson: a file for each image, for QGIS and QuPath",
+    )
     parser.add_argument(
         "--tile-size",
         type=int,

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ..data.images import find_regions, load_image
 from ..engine.setup import setup_run
 from ..errors import UserError, user_message
 from .draw import draw_detections, draw_large
+from .formats import CocoDataset, read_georeference, to_geojson
 from .predictor import Predictor
 from .yaml_route import load_any_config
 
@@ -47,7 +49,7 @@ def main(args: argparse.Namespace) -> list[str]:
     )
     names = [category["name"] for category in predictor.categories]
     logger.info("%d images, %d classes: %s", len(paths), len(names), _shorten(names))
-    return predict_images(predictor, paths, output, not args.no_pictures)
+    return predict_images(predictor, paths, output, not args.no_pictures, args.format)
 
 
 def _refuse_output_among(paths: list[Path], output: Path) -> None:
@@ -61,23 +63,32 @@ def _refuse_output_among(paths: list[Path], output: Path) -> None:
 
 
 def predict_images(
-    predictor: Predictor, paths: list[Path], output: Path, draw: bool = True
+    predictor: Predictor,
+    paths: list[Path],
+    output: Path,
+    draw: bool = True,
+    formats: Sequence[str] = ("results",),
 ) -> list[str]:
-    """Writes ``instances.json`` and, with ``draw``, a drawing of every image.
+    """Writes the detections and, with ``draw``, a drawing of every image.
 
     Drawings keep the paths of their images, relative to the folder that all images share. Of an
     image that is read by region, all of it is drawn, reduced, and its fullest parts.
 
-    ``instances.json`` is a list in COCO's results format; every instance also has the
-    ``file_name`` of its image. ``image_id`` counts the images from 1. The file is written even if
-    an error ends the run.
+    - ``results``: ``instances.json``, a list in COCO's results format; every instance also has the
+      ``file_name`` of its image.
+    - ``coco``: ``detections.json``, a COCO data set that label tools import, with scores.
+    - ``geojson``: beside the drawings, one ``.geojson`` for each image, in the coordinates of a
+      raster that has some, else in pixels.
+
+    ``image_id`` counts the images from 1. The files are written even if an error ends the run.
 
     Returns:
         One message for every image that could not be read or written.
     """
     root = Path(os.path.commonpath([path.parent.absolute() for path in paths]))
     names = [category["name"] for category in predictor.categories]
-    results, failures, shrunk = [], [], 0
+    results, dataset = [], CocoDataset(predictor.categories)
+    failures, number, shrunk = [], 0, 0
     try:
         # without a terminal, one line a minute
         progress = tqdm(paths, unit="image", mininterval=0.5 if sys.stderr.isatty() else 60)
@@ -87,7 +98,15 @@ def predict_images(
                 is_large = find_regions(path) is not None
                 image = path if is_large else load_image(path)
                 instances = predictor(image)
-                results += to_coco_results(instances, image_id, str(name), predictor.categories)
+                number += len(instances)
+                if "results" in formats:
+                    results += to_coco_results(instances, image_id, str(name), predictor.categories)
+                if "coco" in formats:
+                    dataset.add(image_id, str(name), instances)
+                if "geojson" in formats:
+                    place = read_georeference(path)
+                    features = to_geojson(instances, predictor.categories, place)
+                    _write_json(output / name.with_name(f"{name.name}.geojson"), features)
                 shrunk += max(instances.image_size) > 1.5 * predictor.image_size
                 if draw and is_large:
                     for ending, drawing in draw_large(path, instances, names):
@@ -98,8 +117,11 @@ def predict_images(
                 failures.append(user_message(error))
                 logger.error(failures[-1])
     finally:
-        (output / "instances.json").write_text(json.dumps(results) + "\n")
-    logger.info("%d instances in %d images: %s", len(results), len(paths) - len(failures), output)
+        if "results" in formats:
+            _write_json(output / "instances.json", results)
+        if "coco" in formats:
+            _write_json(output / "detections.json", dataset.content)
+    logger.info("%d instances in %d images: %s", number, len(paths) - len(failures), output)
     if shrunk and not predictor.tile_size:
         logger.warning(
             "%d images are much larger than the %d pixels that the detector sees, and were shrunk. "
@@ -137,6 +159,14 @@ def to_coco_results(
         for result, rle in zip(results, instances.pred_masks.to_rle(), strict=True):
             result["segmentation"] = rle
     return results
+
+
+def _write_json(path: Path, content: list | dict) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content) + "\n", "utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}") from None
 
 
 def _save(image, path: Path) -> None:

@@ -234,6 +234,7 @@ def run_demo(inputs, output, checkpoint, *opts, **options):
         tile_size=0,
         tile_overlap=None,
         batch_size=1,
+        format=["results"],
         classes=None,
     )
     return main(
@@ -283,12 +284,17 @@ def test_demo_on_an_image_that_is_read_by_region(tmp_path, detector, monkeypatch
     monkeypatch.setattr(draw, "DETAIL", 64)
     write_tiled(tmp_path / "in" / "x.tif", noise_image(210, 130))
     options = {"tile_size": 96, "batch_size": 3, "max_detections": 20}
+    options["format"] = ["results", "coco", "geojson"]
     run_demo([tmp_path / "in"], tmp_path / "out", detector, **options)
     results = json.loads((tmp_path / "out" / "instances.json").read_text())
     assert len(results) == 20
     assert all(0 <= x <= x + w <= 210 and 0 <= y <= y + h <= 130 for x, y, w, h in
                (r["bbox"] for r in results))  # fmt: skip
     sizes = {p.name: Image.open(p).size for p in (tmp_path / "out").glob("*.jpg")}
+    dataset = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [a["bbox"] for a in dataset["annotations"]] == [r["bbox"] for r in results]
+    features = json.loads((tmp_path / "out" / "x.tif.geojson").read_text())["features"]
+    assert len(features) == 20
     assert sizes.pop("x.tif.jpg") == (100, 62)
     assert sizes.keys() >= {"x.tif_1.jpg"}
     assert all(max(size) <= 64 for size in sizes.values())
