@@ -33,8 +33,10 @@ downstream = OmegaConf.create(
         "data": {"train": UNSET, "val": UNSET},
         "overrides": [
             "train.max_iter=800",
-            "dataloader.train.total_batch_size=2",
-            "train.lr_batch_size=2",
+            "optimizer.lr=5e-4",
+            "optimizer.params.lr_decay_rate=0.9",
+            "lr_multiplier.warmup_iters=50",
+            "train.clip_grad_norm=5.0",
             "model.roi_heads.batch_size_per_image=64",
             "train.precision=bf16",
             "dataloader.train.num_workers=0",

@@ -18,7 +18,9 @@ data = OwnData.defaults()
 dataloader.train.total_batch_size = 16
 optimizer.lr = 5e-5
 train.lr_batch_size = 16
-train.epochs = 50
+train.clip_grad_norm = 1.0
+# A small set needs more passes than 50.
+train.epochs, train.min_iter = 50, 2000
 train.eval_period = 1000
 train.checkpointer.period = 1000
 train.output_dir = "output/custom"

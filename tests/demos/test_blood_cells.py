@@ -30,21 +30,21 @@ def test_the_data_are_sound():
 
 def test_a_run_reports_its_steps_and_its_failure(tmp_path, capsys):
     settings = [*TINY_PRETRAIN, "train.epochs=2", "train.precision=fp32", "train.log_period=20"]
-    run = run_demo.ToolRun("pretraining", "pretrain", "pretrain.py", tmp_path / "out", *settings)
+    run = run_demo.ToolRun("pretraining", "pretrain", "pretrain", tmp_path / "out", *settings)
     assert run.wait() > 0
     printed = capsys.readouterr().out
     assert "step   20" in printed and (tmp_path / "out" / "backbone_final.pth").is_file()
     assert "iter: 19" in (tmp_path / "out.log").read_text()
     losses = run_demo.read_losses(tmp_path / "out")
     assert losses["loss"] > 0 and 0 < losses["loss_constant"] < 1
-    run = run_demo.ToolRun("pretraining", "pretrain", "pretrain.py", tmp_path / "b", "data.path=no")
+    run = run_demo.ToolRun("pretraining", "pretrain", "pretrain", tmp_path / "b", "data.path=no")
     with pytest.raises(SystemExit, match="b.log"):
         run.wait()
 
 
 @pytest.mark.slow
 def test_unlabelled_images_make_the_detector_better(tmp_path):
-    """The demo as it is: some nine minutes on two cores."""
+    """The demo as it is: some five minutes on two cores."""
     run_demo.main(tmp_path, seed=0)
     summary = json.loads((tmp_path / "summary.json").read_text())
     box = {name: values["AP"] for name, values in summary["box"].items()}

@@ -67,11 +67,20 @@ class RegionList(Sequence[Part]):
     Args:
         images: The images; their headers are read now.
         region_size: Side of a region in pixels.
+        max_megapixels: Larger images that can only be opened whole will be refused.
     """
 
-    def __init__(self, images: ImageList, region_size: int):
+    def __init__(
+        self,
+        images: ImageList,
+        region_size: int,
+        max_megapixels: float | None = MAX_MEGAPIXELS,
+    ):
         self.images = images
-        counts = [_count_regions(image, region_size) for image in _progress(images)]
+        counts = [
+            _count_regions(image, region_size, max_megapixels)
+            for image in counted(images, f"of {len(images)} headers read")
+        ]
         self._starts = np.cumsum([0, *counts])
 
     def __len__(self) -> int:
@@ -88,13 +97,11 @@ class RegionList(Sequence[Part]):
         return rng.permutation(len(self))
 
 
-def _progress(images: ImageList):
-    return counted(images, f"of {len(images)} headers read")
-
-
-def _count_regions(image: Path | ImageSource, region_size: int) -> int:
+def _count_regions(
+    image: Path | ImageSource, region_size: int, max_megapixels: float | None
+) -> int:
     try:
-        width, height = image_size(image)
+        width, height = image_size(image, max_megapixels)
     except UnreadableImageError:
         return 1  # the loader replaces and reports it
     return max(1, round(width * height / region_size**2))

@@ -188,7 +188,7 @@ def _below(root: str, names: list[str], listed_in: str) -> list[str]:
 
 
 def counted(items: Iterable, what: str, seconds: float = 10.0) -> Iterator:
-    """Passes items on, and says every ten seconds how many there were."""
+    """Passes items on, and logs every ten seconds how many there were."""
     due = time.monotonic() + seconds
     for count, item in enumerate(items, start=1):
         yield item

@@ -191,7 +191,9 @@ def make_sample(data: PretrainData, model: LoMaR | MAE) -> ReplaceUnreadable:
 
 def list_samples(data: PretrainData, images: ImageList) -> ImageList | RegionList:
     """What an epoch goes through: the images, or with ``data.region_size`` their parts."""
-    return images if data.region_size is None else RegionList(images, data.region_size)
+    if data.region_size is None:
+        return images
+    return RegionList(images, data.region_size, data.max_megapixels)
 
 
 def _compute_losses(
