@@ -1,12 +1,15 @@
 """Tile geometry, and detections of tiles put together again."""
 
+import time
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.ops import batched_nms
 
 from lomar_det.data.tiles import tile_boxes, tile_spans
-from lomar_det.detection.tiling.merging import group_detections
+from lomar_det.detection.tiling.merging import _suppress, group_detections
 from lomar_det.errors import UserError
 
 
@@ -127,6 +130,33 @@ def test_a_neighbour_that_sees_all_decides():
     assert group_detections(cut - torch.tensor([60.0, 0, 0, 0]), one, zero, zero, tiles, SIZE) == [
         [0]
     ]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_suppression_is_that_of_torchvision(seed):
+    torch.manual_seed(seed)
+    corners = torch.rand(120, 2) * 100
+    boxes = torch.cat([corners, corners + 5 + 30 * torch.rand(120, 2)], dim=1)
+    scores, classes = torch.rand(120), torch.randint(0, 2, (120,))
+    ours = _suppress(boxes, scores, classes, torch.arange(120), 0.4)
+    assert ours.tolist() == batched_nms(boxes, scores, classes, 0.4).tolist()
+
+
+def test_hundreds_of_thousands_of_detections_are_merged_in_seconds():
+    """As many as a gigapixel gives: comparing all with all would take hours."""
+    tiles = torch.tensor(list(tile_boxes((40_000, 40_000), 512, 128)))
+    torch.manual_seed(0)
+    tile_ids = torch.arange(len(tiles)).repeat_interleave(10)
+    size = 20 + 30 * torch.rand(len(tile_ids), 2)
+    corners = tiles[tile_ids, :2] + torch.rand(len(tile_ids), 2) * (512 - size)
+    boxes = torch.cat([corners, corners + size], dim=1)
+    start = time.perf_counter()
+    groups = group_detections(
+        boxes, torch.rand(len(boxes)), torch.zeros(len(boxes)), tile_ids, tiles, (40_000, 40_000)
+    )
+    assert len(boxes) > 100_000 and 0.5 * len(boxes) < len(groups) < len(boxes)
+    assert time.perf_counter() - start < 60
 
 
 def test_no_detections_are_no_objects():
