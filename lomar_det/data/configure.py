@@ -106,21 +106,16 @@ def configure_data(cfg: DictConfig, training: bool = True) -> DataFacts | None:
         _check_same_categories(train, val)
     num_images = train.num_annotated_images if data.filter_empty else train.num_images
     tile_size = data.tile_size
-    if tile_size is not None:
-        dataset = get_detection_dataset_dicts(
-            split_names.get("train", names), filter_empty=data.filter_empty and training
+    if tile_size == "auto" and not training:
+        raise UserError(
+            "data.tile_size=auto follows from the objects to train on: for an evaluation, give the "
+            "number that the training run has logged, or the run's config.yaml, which has it"
         )
+    if tile_size is not None and training:
+        dataset = get_detection_dataset_dicts(split_names["train"], data.filter_empty)
         if tile_size == "auto":
             tile_size = choose_tile_size(dataset, data.image_size)
-        tiles = Tiles(tile_size, data.tile_overlap, data.min_visible, data.empty_tiles)
-        if training:
-            num_images = len(tiles(dataset))
-        logger.info(
-            "Tiles of %d pixels, %d of them shared%s",
-            tile_size,
-            tiles.overlap,
-            f": {num_images} tiles to train on" if training else "",
-        )
+        num_images = _count_tiles(dataset, tile_size, data)
     return DataFacts(
         names=split_names,
         classes=train.class_names,
@@ -130,6 +125,31 @@ def configure_data(cfg: DictConfig, training: bool = True) -> DataFacts | None:
         num_images=num_images,
         tile_size=tile_size,
     )
+
+
+def _count_tiles(dataset: list[dict], tile_size: int, data: OwnData) -> int:
+    """The tiles to train on; says which objects are lost to all of them."""
+    tiles = Tiles(tile_size, data.tile_overlap, data.min_visible, data.empty_tiles)
+    cut = tiles(dataset)
+    logger.info(
+        "%d tiles of %d pixels, %d of them shared, to train on", len(cut), tile_size, tiles.overlap
+    )
+    learned = {id(annotation) for tile in cut for annotation in tile["annotations"]}
+    number = sum(len(image["annotations"]) for image in dataset)
+    if not learned:
+        raise UserError(
+            f"data.tile_size={tile_size}: no tile shows data.min_visible={data.min_visible} of an "
+            "object; raise data.tile_size, or lower data.min_visible"
+        )
+    if len(learned) < number:
+        logger.warning(
+            "%d of %d objects show less than data.min_visible=%g in every tile, and are not "
+            "learned; raise data.tile_size or data.tile_overlap",
+            number - len(learned),
+            number,
+            data.min_visible,
+        )
+    return len(cut)
 
 
 def _register(

@@ -27,13 +27,19 @@ def to_8_bit(
 def find_limits(pixels: np.ndarray, nodata: float = float("nan")) -> tuple[float, float]:
     """Which values become black and white; see `load_image` for the rule."""
     is_integer = np.issubdtype(pixels.dtype, np.integer)
-    pixels = pixels.astype(np.float32)
-    valid = _is_valid(pixels, nodata)
-    low, high = pixels.min(where=valid, initial=np.inf), pixels.max(where=valid, initial=-np.inf)
+    low, high = find_extremes(pixels.astype(np.float32), nodata)
     depths = [2**bits - 1 for bits in (8, 10, 12, 14, 16)] if is_integer else [1]
     if low >= 0 and high <= depths[-1]:
         return 0, next(top for top in depths if high <= top)
     return low, high
+
+
+def find_extremes(pixels: np.ndarray, nodata: float = float("nan")) -> tuple[float, float]:
+    """The smallest and largest value that counts, of the type of ``pixels``."""
+    valid = _is_valid(pixels.astype(np.float32), nodata)
+    if not valid.any():
+        return np.inf, -np.inf
+    return pixels[valid].min(), pixels[valid].max()
 
 
 def _is_valid(pixels: np.ndarray, nodata: float) -> np.ndarray:

@@ -90,8 +90,8 @@ def read_coco(path: Path) -> dict:
         data = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
-    if not check_annotations(data, findings, for_evaluation=False):
-        names = findings.of_level(ERROR)
+    check_annotations(data, findings, for_training=False, for_evaluation=False)
+    if names := findings.of_level(ERROR):
         raise UserError(f"{path}: {findings.sentence(names[0])}")
     if len(data["images"]) < 2:
         raise UserError(f"{path} has {len(data['images'])} images: there is nothing to divide")

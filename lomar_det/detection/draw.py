@@ -108,9 +108,9 @@ def draw_large(
     height, width = instances.image_size
     side = max(height, width)
     shrink = max(1.0, side / OVERVIEW)
-    enough = round(height / shrink), round(width / shrink)
+    enough = max(1, round(height / shrink)), max(1, round(width / shrink))
     overview = Image.fromarray(load_box(path, lambda *_: (0, 0, height, width), enough))
-    overview = overview.resize((max(1, enough[1]), max(1, enough[0])))
+    overview = overview.resize(enough[::-1])
     yield (
         "",
         draw_detections(overview, _crop(instances, (0, 0, width, height), shrink), class_names),

@@ -132,7 +132,8 @@ class Georeference:
     """From pixels of a raster to its coordinates.
 
     Attributes:
-        crs: The coordinate system, such as ``urn:ogc:def:crs:EPSG::32612``; empty if unknown.
+        crs: The coordinate system, such as ``urn:ogc:def:crs:EPSG::32612``, or its definition in
+            WKT if it has no number; empty if unknown.
     """
 
     def __init__(self, matrix: tuple[float, float, float, float, float, float], crs: str):
@@ -157,4 +158,5 @@ def read_georeference(path: Path) -> Georeference | None:
         return None
     code = crs.to_epsg() if crs else None
     matrix = transform.a, transform.b, transform.d, transform.e, transform.c, transform.f
-    return Georeference(matrix, f"urn:ogc:def:crs:EPSG::{code}" if code else "")
+    definition = crs.to_wkt() if crs else ""
+    return Georeference(matrix, f"urn:ogc:def:crs:EPSG::{code}" if code else definition)

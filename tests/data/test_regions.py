@@ -29,6 +29,12 @@ def draw(channels: int = 3, dtype="uint8", high: int = 256) -> np.ndarray:
     return values.astype(dtype)
 
 
+def few_bright() -> np.ndarray:
+    pixels = draw(1, "uint16", 200)
+    pixels[0, 33:35, 77:79] = 4000
+    return pixels
+
+
 def write(path, pixels, overviews=(), **options):
     """A tiled TIFF, compressed without loss."""
     options = {"tiled": True, "blockxsize": 64, "blockysize": 64} | options
@@ -68,22 +74,39 @@ def test_a_box_has_the_pixels_of_the_whole(tmp_path, suffix):
         assert (box == expected.transpose(1, 2, 0)).all()
 
 
+PALETTE = {"palette": {i: (9 * i, 80 - i, i) for i in range(4)}, "photometric": "palette"}
+
+
 @pytest.mark.parametrize(
     "pixels, options",
     [
         (draw(1), {}),
+        (draw(1), {"photometric": "MINISWHITE"}),
+        (draw(1, "uint8", 16), {"nbits": 4}),
         (draw(4), {"alpha": True, "photometric": "RGB"}),
         (draw(1, "uint16", 4000), {}),
         (draw(1, "uint16", 60000), {"nodata": 7}),
+        (few_bright(), {}),
         (draw(1, "int16", 300) - 100, {"nodata": -100}),
         (draw(1, "float32", 2), {}),
         (draw(1, "float32", 900) - 10, {"nodata": -9.0}),
         (
             draw(1, "uint8", 4),
-            {"palette": {i: (9 * i, 80 - i, i) for i in range(4)}, "photometric": "palette"},
+            PALETTE,
+        ),
+        (
+            draw(1, "uint8", 4),
+            {
+                "palette": {i: (9 * i, 80 - i, i) for i in range(4)},
+                "photometric": "palette",
+                "nodata": 2,
+            },
         ),
     ],
-    ids=["grey", "alpha", "12 bit", "16 bit", "negative", "0 to 1", "float", "palette"],
+    ids=[
+        *("grey", "white is 0", "4 bit", "alpha", "12 bit", "16 bit", "few bright", "negative"),
+        *("0 to 1", "float", "palette", "palette with nodata"),
+    ],
 )
 def test_every_kind_of_pixel_is_that_of_pillow(tmp_path, monkeypatch, pixels, options):
     path = write(tmp_path / "x.tif", pixels, **options)
@@ -103,10 +126,28 @@ def test_many_channels_give_the_first_three(tmp_path):
 def test_a_reduced_level_is_read_where_it_is_enough(tmp_path, suffix):
     pixels = draw().repeat(4, axis=1).repeat(4, axis=2)  # each pixel four times
     path = write(tmp_path / f"x{suffix}", pixels, overviews=(2, 4))
-    for enough, level in ((100, 4), (200, 4), (201, 2), (401, 1)):
+    for enough, level in ((150, 4), (200, 4), (201, 2), (401, 1)):
         box = load_box(path, lambda *_: (0, 0, 800, 1200), (enough, enough))
         assert box.shape == (800 // level, 1200 // level, 3)
         assert (box == pixels[:, ::level, ::level].transpose(1, 2, 0)).all()
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".svs"])
+@pytest.mark.parametrize("levels", [(), (16,)])
+def test_reading_is_bounded_where_no_level_is_near(tmp_path, suffix, levels):
+    """A whole slide as an overview: not all of its pixels at once."""
+    pixels = draw().repeat(4, axis=1).repeat(4, axis=2)
+    path = write(tmp_path / f"x{suffix}", pixels, levels)
+    box = load_box(path, lambda *_: (0, 0, 800, 1200), (200, 300))
+    assert abs(box.astype(int) - draw().transpose(1, 2, 0)).max() <= 1
+
+
+def test_a_box_outside_is_refused(tmp_path):
+    """A file that has shrunk since it was looked at gives no other pixels instead."""
+    for suffix in (".tif", ".svs"):
+        path = write(tmp_path / f"x{suffix}", draw())
+        with pytest.raises(UnreadableImageError, match="not inside"):
+            load_box(path, lambda *_: (150, 250, 100, 100), (100, 100))
 
 
 def test_without_levels_pixels_are_averaged(tmp_path):

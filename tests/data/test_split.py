@@ -6,6 +6,15 @@ import pytest
 
 from lomar_det.data import check, split
 
+# two images of one id
+TWICE = json.dumps(
+    {
+        "images": [{"id": 1, "file_name": "x.jpg", "width": 9, "height": 9}] * 2,
+        "annotations": [],
+        "categories": [{"id": 1, "name": "a"}],
+    }
+)
+
 
 def test_the_parts_make_up_the_file(tmp_path, drawn_set):
     whole = json.loads(drawn_set[0].read_text()) | {"info": {"description": "drawn"}}
@@ -36,7 +45,7 @@ def test_the_seed_decides(drawn_set):
     assert [len(split.split_coco(data, share)[0]["images"]) for share in (0.01, 0.99)] == [1, 5]
 
 
-@pytest.mark.parametrize("content", ["no json", "[]", '{"images": [], "annotations": []}'])
+@pytest.mark.parametrize("content", ["no json", "[]", '{"images": [], "annotations": []}', TWICE])
 def test_what_cannot_be_divided_is_refused_and_kept(tmp_path, capsys, content):
     path = tmp_path / "all.json"
     path.write_text(content)

@@ -13,7 +13,11 @@ from helpers.common import TINY_DETECTOR, data_settings, tool_args
 from lomar_det.config.lazy import load_config
 from lomar_det.data import RGBDatasetMapper, Tiles, configure_data
 from lomar_det.data.images import load_image
-from lomar_det.data.tiles.tiled_dataset import choose_tile_size, visible_shares
+from lomar_det.data.tiles.tiled_dataset import (
+    choose_tile_size,
+    cut_annotations,
+    visible_shares,
+)
 from lomar_det.errors import UserError
 
 CONFIG = tool_args("custom/mask_rcnn_lomar_vit_tiny.py").config_file
@@ -94,6 +98,33 @@ def test_masks_are_cut_as_their_pixels(dataset, kind):
     assert compared > 20
 
 
+def test_a_polygon_that_crosses_itself_keeps_all_its_parts():
+    bow = [20, 20, 180, 180, 180, 20, 20, 180]
+    annotation = {"bbox": [20, 20, 160, 160], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    image = {"file_name": "x", "annotations": [annotation | {"segmentation": [bow]}]}
+    for tile, area in (((0, 0, 200, 200), 12_800), ((0, 0, 100, 200), 6400)):
+        (own,) = cut_annotations(image | {"tile": tile})
+        size = tile[3], tile[2]
+        mask = coco_mask.merge(
+            coco_mask.frPyObjects([p.tolist() for p in own["segmentation"]], *size)
+        )
+        assert abs(int(coco_mask.area(mask)) - area) < 0.03 * area
+
+
+def test_objects_that_no_tile_shows_are_counted_or_refused(drawn_set, lomar_log):
+    settings = [*data_settings(*drawn_set), "data.tile_overlap=0"]
+    # of the objects, only those that no border cuts
+    configure_data(load_config(CONFIG, [*settings, "data.tile_size=40", "data.min_visible=1"]))
+    assert "data.tile_overlap" in lomar_log.text
+    data = json.loads(drawn_set[0].read_text())
+    for annotation in data["annotations"]:
+        annotation["bbox"] = [0, 0, 64, 64]
+        del annotation["segmentation"]
+    drawn_set[0].write_text(json.dumps(data))
+    with pytest.raises(UserError, match="data.tile_size=32"):
+        configure_data(load_config(CONFIG, [*settings, "data.tile_size=32"]))
+
+
 def test_objects_count_where_enough_is_visible():
     boxes = np.array([[0, 0, 10, 10], [30, 0, 50, 10], [90, 90, 95, 95]], dtype=float)
     np.testing.assert_allclose(visible_shares(boxes, (0, 0, 40, 40)), [1, 0.5, 0])
@@ -136,6 +167,8 @@ def test_epochs_count_tiles(drawn_set, lomar_log):
     assert auto.apply(cfg).data.tile_size == auto.tile_size >= 32
     with pytest.raises(UserError, match="overlap"):
         configure_data(load_config(CONFIG, [*settings[:-1], "data.tile_overlap=48"]))
+    with pytest.raises(UserError, match="config.yaml"):  # val's objects may be of another size
+        configure_data(load_config(CONFIG, [*settings[:-2], "data.tile_size=auto"]), training=False)
 
 
 def test_huge_run_lengths_are_refused(dataset):

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import openslide
+from PIL import Image
 
 from ..pixels import Box, on_white
+
+STRIP_PIXELS = 2**22  # read at a time where a slide has to be reduced
 
 
 class SlideRegions:
@@ -32,12 +35,28 @@ class SlideRegions:
 
     def read(self, box: Box, enough: tuple[int, int]) -> np.ndarray:
         top, left, height, width = box
+        if top < 0 or left < 0 or top + height > self.size[1] or left + width > self.size[0]:
+            raise OSError(f"the box {box} is not inside its {self.size[0]} x {self.size[1]} pixels")
         shrink = max(1, min(height // enough[0], width // enough[1]))
         # a little tolerance: levels are reduced by 4.0001 and the like
         level = self._slide.get_best_level_for_downsample(shrink * 1.01)
         factor = self._slide.level_downsamples[level]
-        size = max(1, round(width / factor)), max(1, round(height / factor))
+        rest = max(1, int(shrink * 1.01 / factor))
+        if rest < 2:
+            return self._read(level, (left, top), (width / factor, height / factor))
+        # No level of the file is near. Strip by strip: all of it at this level may be gigabytes.
+        columns, rows = (max(1, int(side / factor / rest)) for side in (width, height))
+        strip = max(1, STRIP_PIXELS // (columns * rest * rest))
+        parts = []
+        for row in range(0, rows, strip):
+            size = columns * rest, min(strip, rows - row) * rest
+            pixels = self._read(level, (left, top + round(row * rest * factor)), size)
+            parts.append(np.asarray(Image.fromarray(pixels).reduce(rest)))
+        return np.concatenate(parts)
+
+    def _read(self, level: int, corner: tuple[int, int], size: tuple[float, float]) -> np.ndarray:
+        width, height = (max(1, round(side)) for side in size)
         try:
-            return on_white(np.asarray(self._slide.read_region((left, top), level, size)))
+            return on_white(np.asarray(self._slide.read_region(corner, level, (width, height))))
         except openslide.OpenSlideError as error:
             raise OSError(str(error)) from None

@@ -12,8 +12,8 @@ from statistics import median
 
 import numpy as np
 import pycocotools.mask as coco_mask
+import shapely
 from detectron2.structures import BoxMode
-from fvcore.transforms.transform import CropTransform
 
 from ...errors import UserError
 from ..images import MAX_MEGAPIXELS
@@ -85,7 +85,6 @@ def visible_shares(boxes: np.ndarray, tile: Box) -> np.ndarray:
 def cut_annotations(image: dict) -> Iterator[dict]:
     """The annotations of a tile, in its pixels; masks are cut at its borders."""
     x0, y0, x1, y1 = image["tile"]
-    crop = CropTransform(x0, y0, x1 - x0, y1 - y0)
     for annotation in image["annotations"]:
         own = copy.deepcopy(annotation)
         box = np.array(_corners(annotation)) - (x0, y0, x0, y0)
@@ -95,11 +94,27 @@ def cut_annotations(image: dict) -> Iterator[dict]:
         if isinstance(mask, dict):
             own["segmentation"] = _cut_run_lengths(mask, image["tile"], image["file_name"])
         elif mask is not None:
-            polygons = [np.asarray(polygon, dtype=float).reshape(-1, 2) for polygon in mask]
-            own["segmentation"] = [part.reshape(-1) for part in crop.apply_polygons(polygons)]
+            own["segmentation"] = list(_cut_polygons(mask, image["tile"]))
             if not own["segmentation"]:  # the box reaches into the tile, the object does not
                 continue
         yield own
+
+
+def _cut_polygons(polygons: list, tile: Box) -> Iterator[np.ndarray]:
+    """Polygons in pixels of the tile; one that lies inside stays as it is."""
+    width, height = tile[2] - tile[0], tile[3] - tile[1]
+    frame = shapely.box(0, 0, width, height)
+    for polygon in polygons:
+        points = np.asarray(polygon, dtype=float).reshape(-1, 2) - tile[:2]
+        if (points >= 0).all() and (points <= (width, height)).all():
+            yield points.reshape(-1)
+            continue
+        if len(points) < 3:
+            continue
+        parts = shapely.make_valid(shapely.Polygon(points)).intersection(frame)
+        for part in shapely.get_parts(parts):
+            if part.geom_type == "Polygon" and part.area > 0:
+                yield shapely.get_coordinates(part.exterior)[:-1].reshape(-1)
 
 
 def _cut_run_lengths(mask: dict, tile: Box, name: str) -> dict:

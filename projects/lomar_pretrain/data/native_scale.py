@@ -188,16 +188,12 @@ class ViewsAtScale:
         limit = self.max_megapixels
         width, height = image_size(source, limit)
         place = Place.draw((height, width), self.view, self.region_size, self.scale)
-        # twice the pixels, so that a proper filter takes the last step of the resizing
-        enough = 2 * self.view[0], 2 * self.view[1]
         regions = find_regions(source)
-        if regions is not None and place.prefers_views(regions.block, self.num_views, enough):
+        if regions is not None and place.prefers_views(regions.block, self.num_views):
+            enough = place.reduced(place.side)
             return place, lambda box: load_box(source, lambda *_: box, enough)
-        rows, columns = (
-            math.ceil(most * whole / part)
-            for most, whole, part in zip(enough, place.region[2:], place.side, strict=True)
-        )
-        pixels = load_box(source, lambda *_: place.region, (rows, columns), limit)
+        enough = place.reduced(place.region[2:])
+        pixels = load_box(source, lambda *_: place.region, enough, limit)
         return place, partial(cut_box, pixels, place.region)
 
     def _resize(self, pixels: np.ndarray) -> Tensor:
@@ -219,13 +215,19 @@ class ViewsAtScale:
 class Place:
     """Where views are drawn from, in pixels of the image.
 
+    All numbers are multiples of ``shrink``, so that a view has the same pixels whether it is read
+    by itself or cut from the region.
+
     Attributes:
         region: The box that all views lie in.
         side: (height, width) of a view.
+        shrink: A power of two by which the file may be reduced; what is left is twice the view, so
+            that a proper filter takes the last step of the resizing.
     """
 
     region: Box
     side: tuple[int, int]
+    shrink: int = 1
 
     @classmethod
     def draw(
@@ -238,24 +240,28 @@ class Place:
         """A random place in an image of (height, width); smaller ones than a view are enlarged."""
         factor = math.exp(random.uniform(*map(math.log, scale)))
         factor = min(factor, size[0] / view[0], size[1] / view[1])
-        side = tuple(max(1, int(factor * length)) for length in view)
-        rows, columns = (min(size[i], max(region_size, side[i])) for i in (0, 1))
-        top, left = random.randint(0, size[0] - rows), random.randint(0, size[1] - columns)
-        return cls((top, left, rows, columns), side)
+        shrink = 2 ** max(0, math.floor(math.log2(factor / 2)))
+        side = tuple(max(1, int(factor * length) // shrink) * shrink for length in view)
+        rows, columns = (max(min(size[i], region_size) // shrink * shrink, side[i]) for i in (0, 1))
+        top = random.randint(0, (size[0] - rows) // shrink) * shrink
+        left = random.randint(0, (size[1] - columns) // shrink) * shrink
+        return cls((top, left, rows, columns), side, shrink)
 
     def draw_box(self) -> Box:
         """The box of a view."""
         (top, left, height, width), (rows, columns) = self.region, self.side
-        y, x = random.randint(0, height - rows), random.randint(0, width - columns)
+        y = random.randint(0, (height - rows) // self.shrink) * self.shrink
+        x = random.randint(0, (width - columns) // self.shrink) * self.shrink
         return top + y, left + x, rows, columns
 
-    def prefers_views(
-        self, block: tuple[int, int], num_views: int, enough: tuple[int, int]
-    ) -> bool:
+    def reduced(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The (height, width) that a part of this size needs to have when it is decoded."""
+        return size[0] // self.shrink, size[1] // self.shrink
+
+    def prefers_views(self, block: tuple[int, int], num_views: int) -> bool:
         """Whether views touch fewer of the file's blocks than the region does."""
-        shrink = max(1, min(self.side[0] // enough[0], self.side[1] // enough[1]))
         # on average, a side covers one block more than fits into it
-        columns, rows = (length * shrink for length in block)
+        columns, rows = (length * self.shrink for length in block)
         view = (self.side[0] / rows + 1) * (self.side[1] / columns + 1)
         region = (self.region[2] / rows + 1) * (self.region[3] / columns + 1)
         return num_views * view < region

@@ -53,14 +53,16 @@ def tiled(tmp_path):
     return path
 
 
-def write_tiled(path, pixels):
-    import rasterio
+def write_tiled(path, pixels, levels=()):
+    import rasterio.enums
 
     height, width, count = pixels.shape
     layout = {"tiled": True, "blockxsize": 64, "blockysize": 64, "compress": "deflate"}
     size = {"width": width, "height": height, "count": count, "dtype": "uint8"}
     with rasterio.open(path, "w", driver="GTiff", **size, **layout) as file:
         file.write(pixels.transpose(2, 0, 1))
+        if levels:
+            file.build_overviews(levels, rasterio.enums.Resampling.average)
 
 
 def find(pixels: np.ndarray, view: torch.Tensor) -> bool:
@@ -91,16 +93,24 @@ def test_views_are_the_images_own_pixels(tmp_path, tiled, kind):
         assert all(find(pixels, view) for view in found) and redrawn == 0
 
 
-@pytest.mark.parametrize("scale", [(1.0, 1.0), (1.0, 3.0)])
-def test_views_read_singly_are_those_cut_from_the_region(tiled, monkeypatch, scale):
+@pytest.mark.parametrize("scale", [(1.0, 1.0), (1.0, 3.0), (4.0, 4.0), (4.0, 8.0)])
+@pytest.mark.parametrize("levels", [(), (2, 4), (4,)], ids=str)
+@pytest.mark.parametrize("suffix", ["tif", "svs"])
+def test_views_read_singly_are_those_cut_from_the_region(
+    tmp_path, monkeypatch, suffix, levels, scale
+):
     """To the bit: which way is cheaper must not change a run."""
-    views, read = ViewsAtScale(make_lomar(num_windows=4), 320, scale, flip=True), {}
-    for singly in (True, False):
-        monkeypatch.setattr(Place, "prefers_views", lambda *_, singly=singly: singly)
-        with seeded(3):
-            read[singly] = views(Part(tiled, 0))
-    for one, other in zip(read[True], read[False], strict=True):
-        assert torch.equal(one, other)
+    path = tmp_path / f"x.{suffix}"
+    write_tiled(path, noise_image(), levels)
+    views = ViewsAtScale(make_lomar(num_windows=4), 320, scale, flip=True)
+    for seed in range(5):
+        read = {}
+        for singly in (True, False):
+            monkeypatch.setattr(Place, "prefers_views", lambda *_, singly=singly: singly)
+            with seeded(seed):
+                read[singly] = views(Part(path, 0))
+        for one, other in zip(read[True], read[False], strict=True):
+            assert torch.equal(one, other)
 
 
 def test_views_lie_in_one_region(tiled):
@@ -119,10 +129,10 @@ def test_views_lie_in_one_region(tiled):
 
 def test_small_boxes_of_large_files_are_read_singly():
     near = Place((0, 0, 1792, 1792), (112, 112))
-    assert near.prefers_views((256, 256), 4, (224, 224))
-    assert not near.prefers_views((256, 256), 50, (224, 224))
-    assert not Place((0, 0, 160, 160), (112, 112)).prefers_views((256, 256), 4, (224, 224))
-    assert not near.prefers_views((9000, 9000), 4, (224, 224))  # stored as a whole
+    assert near.prefers_views((256, 256), 4)
+    assert not near.prefers_views((256, 256), 50)
+    assert not Place((0, 0, 160, 160), (112, 112)).prefers_views((256, 256), 4)
+    assert not near.prefers_views((9000, 9000), 4)  # stored as a whole
 
 
 @pytest.mark.parametrize("decoder_depth", [0, 1])
