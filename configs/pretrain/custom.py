@@ -6,7 +6,8 @@
 Give the length in minutes or as ``train.epochs``. Opening images limits the speed of most sets, and
 more windows of an opened image cost little then: the log says whether the loader or the model is
 the limit, and which setting to turn. A step uses 256 images, at a learning rate for short runs.
-The backbone is the one of ``configs/custom/mask_rcnn_lomar_vit_b.py``.
+The backbone is the one of ``configs/custom/mask_rcnn_lomar_vit_b.py``. Images of many megapixels
+want ``data.region_size``, see docs/large-images.md.
 """
 
 from ..common.pretrain_asym import data, model, train
