@@ -15,7 +15,7 @@ dataloader.train.total_batch_size = 2
 dataloader.train.num_workers = dataloader.test.num_workers = 2
 
 # Chosen on training images alone: docs/evidence/README.md.
-optimizer.lr = 2.5e-4
+optimizer.lr = 5e-4
 train.lr_batch_size = 2
 optimizer.weight_decay = 0.05
 lr_multiplier.warmup_iters = 100

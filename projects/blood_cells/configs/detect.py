@@ -15,7 +15,5 @@ data.train = {"annotations": f"{DATA}/annotations_train.json", "images": f"{DATA
 data.val = {"annotations": f"{DATA}/annotations_val.json", "images": f"{DATA}/images"}
 model.roi_heads.batch_size_per_image = 64
 dataloader.train.num_workers = dataloader.test.num_workers = 0
-# For a run of few steps, twice the rate is better, from random weights above all.
-optimizer.lr = 5e-4
 train.epochs, train.max_iter = None, 400
 train.precision = "bf16"
