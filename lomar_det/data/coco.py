@@ -138,15 +138,22 @@ def check_coco(
         The file's content, None if its entries cannot be used, and what was found.
     """
     findings = Findings()
+    data = read_annotations(annotations, findings, for_training, for_evaluation)
+    if data is not None:
+        check_files(data["images"], images, findings, decode, progress)
+    return data, findings
+
+
+def read_annotations(
+    annotations: Path, findings: Findings, for_training: bool, for_evaluation: bool
+) -> dict | None:
+    """The content of a COCO file, None if its entries cannot be used; what is wrong is noted."""
     try:
         data = json.loads(annotations.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         findings.add("json", f"{annotations.name}: {error}")
-        return None, findings
-    if not check_annotations(data, findings, for_training, for_evaluation):
-        return None, findings
-    check_files(data["images"], images, findings, decode, progress)
-    return data, findings
+        return None
+    return data if check_annotations(data, findings, for_training, for_evaluation) else None
 
 
 def read_coco_summary(

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import UserError
-from .pixels import Box, to_8_bit
+from .pixels import Box, shrink_factor, to_8_bit
 from .regions import EXTRA, MissingReaderError, Regions, open_regions
 
 try:
@@ -136,7 +136,7 @@ def load_box(
     """
     with _readable(source):
         if regions := find_regions(source):
-            return regions.read(choose(*regions.size[::-1]), enough)
+            return _read_region(regions, choose(*regions.size[::-1]), enough)
     with _opened(source, max_megapixels) as image:
         if image.format != "JPEG":
             pixels = np.array(_load(image))
@@ -144,7 +144,7 @@ def load_box(
         orientation = _orientation(image)
         width, height = image.size if orientation < 5 else image.size[::-1]
         top, left, box_height, box_width = choose(height, width)
-        shrink = max(1, min(box_height // enough[0], box_width // enough[1]))
+        shrink = shrink_factor((box_height, box_width), enough)
         pixels = _decode_fast(image) if shrink == orientation == 1 else None
         if pixels is None:
             image.draft(None, (image.width // shrink, image.height // shrink))
@@ -163,6 +163,14 @@ def find_regions(source: str | Path | ImageSource) -> Regions | None:
     """
     with _readable(source):
         return open_regions(Path(source)) if isinstance(source, str | Path) else None
+
+
+def _read_region(regions: Regions, box: Box, enough: tuple[int, int]) -> np.ndarray:
+    width, height = regions.size
+    if min(box[:2]) < 0 or box[0] + box[2] > height or box[1] + box[3] > width:
+        # the file has shrunk since somebody looked at it
+        raise OSError(f"the box {box} is not inside its {width} x {height} pixels")
+    return regions.read(box, enough)
 
 
 def _read_whole(

@@ -5,6 +5,11 @@ import numpy as np
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 
+def shrink_factor(size: tuple[int, int], enough: tuple[int, int]) -> int:
+    """How many times a part of ``size`` may be reduced and still measure ``enough``, at least 1."""
+    return max(1, min(size[0] // enough[0], size[1] // enough[1]))
+
+
 def to_8_bit(
     pixels: np.ndarray, nodata: float = float("nan"), limits: tuple[float, float] | None = None
 ) -> np.ndarray:

@@ -14,8 +14,8 @@ from collections import Counter
 from pathlib import Path
 
 from ..errors import UserError, user_message
-from .checks.annotations import check_annotations
 from .checks.findings import ERROR, Findings
+from .coco import read_annotations
 
 
 def split_coco(data: dict, share: float, seed: int = 0) -> tuple[dict, dict]:
@@ -86,11 +86,7 @@ def read_coco(path: Path) -> dict:
             divide.
     """
     findings = Findings()
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
-    check_annotations(data, findings, for_training=False, for_evaluation=False)
+    data = read_annotations(path, findings, for_training=False, for_evaluation=False)
     if names := findings.of_level(ERROR):
         raise UserError(f"{path}: {findings.sentence(names[0])}")
     if len(data["images"]) < 2:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from detectron2.config import instantiate
 from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets, instances_to_coco_json
@@ -175,11 +176,11 @@ class _InTiles(nn.Module):
     def __init__(self, model: nn.Module, cfg: DictConfig):
         super().__init__()
         self.model = model
-        augmentations = instantiate_section(cfg, "dataloader.test.mapper").augmentations
+        augmentations = instantiate(cfg.dataloader.test.mapper.augmentations)
         data = cfg.data
         self.detect = TileDetector(
             getattr(model, "module", model),
-            augmentations.augs,
+            list(augmentations),
             data.image_size,
             data.tile_size,
             data.tile_overlap,
@@ -199,7 +200,7 @@ def build_evaluation(cfg: DictConfig, run: Run) -> Callable[[nn.Module], dict] |
     if cfg.dataloader.get("evaluator") is None:
         logger.warning("dataloader.evaluator is null: nothing is evaluated")
         return None
-    size, loader = cfg.data.get("tile_size"), None
+    size = cfg.data.get("tile_size")
     if size is None:
         loader = instantiate_section(cfg, "dataloader.test")
     else:  # the images are read tile by tile

@@ -11,7 +11,7 @@ from detectron2.structures import Instances
 from omegaconf import DictConfig
 from PIL import Image
 
-from ..data.tiles import check_tiling
+from ..data.tiles import resolve_overlap
 from ..engine.device import autocast, pick_device, resolve_precision
 from ..errors import UserError
 from .from_checkpoint import find_categories, load_detector, read_detector
@@ -71,7 +71,7 @@ class Predictor:
         cfg = config if isinstance(config, DictConfig) else load_any_config(config, [])
         cfg, found = read_detector(cfg, checkpoint)
         self.max_detections, self.tile_size = max_detections, tile_size
-        check_tiling(tile_size, tile_size // 4 if tile_overlap is None else tile_overlap)
+        resolve_overlap(tile_size, tile_overlap)  # before the weights are read
         self.device = pick_device(cfg.train.device)
         self.dtype = resolve_precision(cfg.train.precision, self.device)
         self.model = load_detector(cfg, found, self.device)

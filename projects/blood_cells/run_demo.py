@@ -27,6 +27,7 @@ from pathlib import Path
 
 from lomar_det.data import split
 from lomar_det.detection.draw import detections_sheet
+from lomar_det.engine.writers import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = Path("projects/blood_cells")
@@ -129,7 +130,7 @@ def read_boxes(output: Path) -> dict[str, float | None]:
 
 
 def read_losses(output: Path) -> dict[str, float]:
-    lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    lines = read_metrics(output / "metrics.json")
     last = [line for line in lines if "loss_constant" in line][-1]
     return {"loss": last["total_loss"], "loss_constant": last["loss_constant"]}
 

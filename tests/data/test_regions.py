@@ -201,6 +201,16 @@ def test_a_file_that_was_replaced_is_opened_again(tmp_path):
     assert (np.asarray(load_image(path)) == 255 - draw()[:, :100].transpose(1, 2, 0)).all()
 
 
+def test_small_files_do_not_close_large_ones(tmp_path, monkeypatch):
+    path = write(tmp_path / "large.tif", draw())
+    monkeypatch.setattr(regions, "LEAST_MEGAPIXELS", 0.01)
+    opened = regions.open_regions(path)
+    for number in range(20):
+        small = write(tmp_path / f"{number}.tif", draw()[:, :16, :16], tiled=False, blockxsize=16)
+        assert regions.open_regions(small) is None
+    assert regions.open_regions(path) is opened
+
+
 def test_headers_that_lie_are_refused(tmp_path):
     """Sizes beyond what the file holds, and nothing behind a header."""
     path = write(tmp_path / "x.tif", draw(), sparse_ok=True)

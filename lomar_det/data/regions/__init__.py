@@ -5,6 +5,7 @@ for microscopes' slides (``pip install 'lomar-det[large]'`` brings both). All ot
 opened whole, by Pillow. `lomar_det.data.images` asks here first: a file has one reader everywhere.
 """
 
+import math
 import os
 import stat
 from functools import lru_cache
@@ -71,7 +72,10 @@ def open_regions(path: Path) -> Regions | None:
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for ever
         raise OSError("not a regular file")
-    return _open(path, status.st_mtime_ns, status.st_size, os.getpid())
+    version = status.st_mtime_ns, status.st_size
+    if suffix in TIFF_SUFFIXES and _upright_pixels(path, *version) <= LEAST_MEGAPIXELS * 1e6:
+        return None
+    return _open(path, *version, os.getpid())
 
 
 @lru_cache(maxsize=8)
@@ -79,8 +83,6 @@ def _open(path: Path, _modified: int, _size: int, _process: int) -> Regions | No
     suffix = path.suffix.lower()
     if suffix in SLIDE_SUFFIXES:
         return _open_slide(path)
-    if suffix in TIFF_SUFFIXES and not _is_large_upright(path):
-        return None
     try:
         from .raster import RasterRegions
     except ImportError:
@@ -98,15 +100,16 @@ def _open_slide(path: Path) -> Regions:
     return SlideRegions(path)
 
 
-def _is_large_upright(path: Path) -> bool:
-    """Whether a TIFF is worth reading by region, and not turned by its header."""
+@lru_cache(maxsize=2**16)  # apart from the readers: small TIFFs must not close large ones
+def _upright_pixels(path: Path, _modified: int, _size: int) -> float:
+    """Pixels of a TIFF; 0 if its header turns it, infinity if Pillow does not know it."""
     before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with Image.open(path) as image:
             # width and height as the file has them; Pillow has turned those of ``image.size``
             orientation = image.tag_v2.get(274, 1) if hasattr(image, "tag_v2") else 1
-            return image.width * image.height > LEAST_MEGAPIXELS * 1e6 and orientation == 1
-    except Exception:  # not for Pillow: unusual compressions, many channels
-        return True
+            return image.width * image.height if orientation == 1 else 0
+    except Exception:  # unusual compressions, many channels
+        return math.inf
     finally:
         Image.MAX_IMAGE_PIXELS = before

@@ -9,7 +9,7 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window
 
-from ..pixels import Box, find_extremes, find_limits, on_white, to_8_bit
+from ..pixels import Box, find_extremes, find_limits, on_white, shrink_factor, to_8_bit
 
 # GDAL has a hundred further formats, some of which follow links or run code.
 DRIVERS = {".jp2": "JP2OpenJPEG", ".j2k": "JP2OpenJPEG", ".vrt": "VRT"}
@@ -33,7 +33,6 @@ class RasterRegions:
     """
 
     def __init__(self, path: Path):
-        self.path = path
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
@@ -78,10 +77,7 @@ class RasterRegions:
         )
 
     def read(self, box: Box, enough: tuple[int, int]) -> np.ndarray:
-        top, left, height, width = box
-        if top < 0 or left < 0 or top + height > self.size[1] or left + width > self.size[0]:
-            raise OSError(f"the box {box} is not inside its {self.size[0]} x {self.size[1]} pixels")
-        shrink = max(1, min(height // enough[0], width // enough[1]))
+        shrink = shrink_factor(box[2:], enough)
         level = max(level for level in self._levels if level <= shrink)
         if 2 * level <= shrink:  # no level of the file is near
             return self._read(box, shrink, Resampling.average)

@@ -6,7 +6,7 @@ import numpy as np
 import openslide
 from PIL import Image
 
-from ..pixels import Box, on_white
+from ..pixels import Box, on_white, shrink_factor
 
 STRIP_PIXELS = 2**22  # read at a time where a slide has to be reduced
 
@@ -35,9 +35,7 @@ class SlideRegions:
 
     def read(self, box: Box, enough: tuple[int, int]) -> np.ndarray:
         top, left, height, width = box
-        if top < 0 or left < 0 or top + height > self.size[1] or left + width > self.size[0]:
-            raise OSError(f"the box {box} is not inside its {self.size[0]} x {self.size[1]} pixels")
-        shrink = max(1, min(height // enough[0], width // enough[1]))
+        shrink = shrink_factor((height, width), enough)
         # a little tolerance: levels are reduced by 4.0001 and the like
         level = self._slide.get_best_level_for_downsample(shrink * 1.01)
         factor = self._slide.level_downsamples[level]

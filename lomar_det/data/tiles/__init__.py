@@ -11,6 +11,17 @@ from ...errors import UserError
 Box = tuple[int, int, int, int]
 
 
+def resolve_overlap(tile_size: int, overlap: int | None) -> int:
+    """The pixels that neighbouring tiles share: a quarter of a tile unless a number is given.
+
+    Raises:
+        UserError: see `check_tiling`.
+    """
+    overlap = tile_size // 4 if overlap is None else overlap
+    check_tiling(tile_size, overlap)
+    return overlap
+
+
 def tile_spans(length: int, tile_size: int, overlap: int) -> list[tuple[int, int]]:
     """Cuts one side of an image into spans ``(start, stop)`` that cover it.
 

@@ -17,7 +17,7 @@ from detectron2.structures import BoxMode
 
 from ...errors import UserError
 from ..images import MAX_MEGAPIXELS
-from . import Box, check_tiling, tile_boxes
+from . import Box, resolve_overlap, tile_boxes
 
 # A tile of data.tile_size=auto is so large that its side is this many times that of an object.
 OBJECTS_ACROSS = 16
@@ -45,16 +45,15 @@ class Tiles:
     ):
         self.size = size
         if size is not None:
-            self.overlap = size // 4 if overlap is None else overlap
-            check_tiling(size, self.overlap)
+            self.overlap = resolve_overlap(size, overlap)
         self.min_visible, self.empty = min_visible, empty
 
     def __call__(self, dataset: Sequence[dict]) -> Sequence[dict]:
         """Tiles with objects in the order of the images, then some without.
 
         A tile is a dict of detectron2's standard format with the key ``tile``; its annotations are
-        still those of the image, and `read_tile` cuts them. Tiles that only have objects of which
-        too little is visible are left out: they would teach that there is none.
+        still those of the image, and `cut_annotations` cuts them. Tiles that only have objects of
+        which too little is visible are left out: they would teach that there is none.
         """
         if self.size is None:
             return dataset

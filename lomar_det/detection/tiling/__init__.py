@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...data.images import find_regions, load_box, load_image
-from ...data.tiles import Box, check_tiling, tile_boxes
+from ...data.tiles import Box, resolve_overlap, tile_boxes
 from ...errors import UserError
 from ..instance_masks import InstanceMasks
 from .merging import group_detections
@@ -54,8 +54,7 @@ class TileDetector:
         self.model, self.image_size, self.cast = model, image_size, cast
         self._augment = T.AugmentationList(augmentations)
         self.tile_size, self.batch_size = tile_size, batch_size
-        self.tile_overlap = tile_size // 4 if tile_overlap is None else tile_overlap
-        check_tiling(tile_size, self.tile_overlap)
+        self.tile_overlap = resolve_overlap(tile_size, tile_overlap)
 
     def __call__(self, image: str | Path | Image.Image | np.ndarray) -> Instances:
         """The instances of an image, in its pixels, best score first, on the CPU."""

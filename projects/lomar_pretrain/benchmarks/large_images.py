@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from lomar_det.benchmarks import describe_machine
+from lomar_det.data.regions import Regions
 from lomar_det.errors import UserError
 
 from ..data.native_scale import Part, Place, ViewsAtScale
@@ -29,12 +30,8 @@ LARGE_COLUMNS = {
 class _WholeRegions(ViewsAtScale):
     """Decodes the region, and cuts the windows from it: what every other loader has to do."""
 
-    def open_region(self, source):
-        prefers, Place.prefers_views = Place.prefers_views, lambda *_: False
-        try:
-            return super().open_region(source)
-        finally:
-            Place.prefers_views = prefers
+    def reads_singly(self, place: Place, regions: Regions) -> bool:
+        return False
 
 
 class _WithMemory:
@@ -75,8 +72,7 @@ def benchmark_large(num_workers: int, tiny: bool = False) -> dict:
             parts = [Part(path, number) for number in range(4 if tiny else 256)]
             by_region = None
             for title, views in (("the region", _WholeRegions), ("windows", ViewsAtScale)):
-                make = views(model, REGION, max_empty=1.0)
-                make = _WithMemory(make)
+                make = _WithMemory(views(model, REGION, max_empty=1.0))
                 rate = loading_rate(parts, make, num_workers, seconds=0.5 if tiny else 10)
                 by_region = by_region or rate
                 small = next((r["samples/s"] for r in rows if title in r["case"]), rate)

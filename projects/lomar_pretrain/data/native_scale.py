@@ -32,6 +32,7 @@ from lomar_det.data.images import (
     image_size,
     load_box,
 )
+from lomar_det.data.regions import Regions
 from lomar_det.errors import UserError
 
 from ..models.lomar import LoMaR
@@ -189,12 +190,16 @@ class ViewsAtScale:
         width, height = image_size(source, limit)
         place = Place.draw((height, width), self.view, self.region_size, self.scale)
         regions = find_regions(source)
-        if regions is not None and place.prefers_views(regions.block, self.num_views):
+        if regions is not None and self.reads_singly(place, regions):
             enough = place.reduced(place.side)
             return place, lambda box: load_box(source, lambda *_: box, enough)
         enough = place.reduced(place.region[2:])
         pixels = load_box(source, lambda *_: place.region, enough, limit)
         return place, partial(cut_box, pixels, place.region)
+
+    def reads_singly(self, place: "Place", regions: Regions) -> bool:
+        """Whether the views of a place are read one by one, and not cut from its region."""
+        return place.prefers_views(regions.block, self.num_views)
 
     def _resize(self, pixels: np.ndarray) -> Tensor:
         view = torch.from_numpy(pixels).permute(2, 0, 1)

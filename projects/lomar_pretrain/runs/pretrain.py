@@ -130,7 +130,7 @@ def train(run: Run, data: PretrainData, model: LoMaR | MAE, images: ImageList, s
     meta = backbone_meta(model, None if plan.by_the_clock else settings.epochs)
     meta |= {"ema_decay": settings.ema_decay}
     # Before the checkpoint is loaded: the probe measures random weights first.
-    open_example = getattr(sample.transform, "open_example", load_image)
+    open_example = sample.transform.open_example if data.region_size else load_image
     hooks = progress_hooks(
         run, model, samples, plan.iters_per_epoch, data.num_workers, open_example
     )
